@@ -1,0 +1,86 @@
+"""Whether a connection is good: before it is lent, while it is idle, and when it comes back."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+
+from .connector import ACTIVE, IDLE, Connection, Connector
+from .monitor import Monitor
+from .stats import Counters
+from .store import Record
+
+logger = logging.getLogger("psycopg2_pool2")
+
+
+class Care:
+    """Tests and cleans connections that are in the caller's hands.
+
+    What goes over the network is guarded: after ``test_timeout`` seconds the
+    socket is shut down under it.  (Not without the monitor: then the kernel's
+    ``tcp_user_timeout`` is the limit.)
+    """
+
+    def __init__(
+        self,
+        name: str,
+        connector: Connector,
+        monitor: Monitor | None,
+        test_timeout: float,
+        counters: Counters,
+    ) -> None:
+        self.name = name
+        self._connector = connector
+        self._monitor = monitor
+        self._test_timeout = test_timeout
+        self._counters = counters
+
+    def is_good(self, conn: Connection, *, test: bool, seconds: float | None = None) -> bool:
+        """Tell whether the connection is alive: by a test within ``seconds``, or a free probe.
+
+        What a test raises is logged and counted.
+        """
+        record: Record = conn.pool_record
+        if conn.closed:
+            return False
+        if record.hung_up or not test:
+            if not self._connector.probe(conn):
+                return False
+            record.hung_up = False
+        if not test:
+            return True
+        try:
+            with self._guard(conn, seconds):
+                self._connector.test(conn)
+        except Exception as error:
+            self._counters.add("tests_failed")
+            logger.debug("pool %r: a connection failed its test: %s", self.name, error)
+            return False
+        return bool(conn.get_transaction_status() == IDLE)
+
+    def tidy(self, conn: Connection, record: Record) -> bool:
+        """Clean up after a loan; False if the connection is lost or in doubt.
+
+        What ``reset`` or ``configure`` raise is logged.
+        """
+        record.attention = False  # before the reasons are read
+        if conn.closed or conn.get_transaction_status() == ACTIVE:
+            return False
+        if record.hung_up:
+            if not self._connector.probe(conn):
+                return False
+            record.hung_up = False
+        try:
+            with self._guard(conn, None):
+                return self._connector.tidy(conn)
+        except Exception as error:
+            if not conn.closed:
+                logger.warning("pool %r: cleaning a connection failed: %s", self.name, error)
+            return False
+
+    def _guard(
+        self, conn: Connection, seconds: float | None
+    ) -> contextlib.AbstractContextManager[None]:
+        if self._monitor is None:
+            return contextlib.nullcontext()
+        return self._monitor.guard(conn.fileno(), self._test_timeout if seconds is None else seconds)

@@ -1,0 +1,56 @@
+"""Checks of arguments: each returns the value, or raises an error that names the argument."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+def seconds(name: str, value: Any, *, optional: bool = False, positive: bool = False) -> Any:
+    """Accept a finite number of seconds, not negative; None too if ``optional``."""
+    if value is None and optional:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        wanted = "a number of seconds or None" if optional else "a number of seconds"
+        raise TypeError(f"{name} must be {wanted}, not {value!r}")
+    if not 0 <= value < math.inf or (positive and value == 0):
+        bound = "positive" if positive else "zero or more"
+        raise ValueError(f"{name} must be {bound} and finite, not {value!r}")
+    return value
+
+
+def count(name: str, value: Any, *, least: int = 0, optional: bool = False) -> Any:
+    """Accept a whole number of at least ``least``; None too if ``optional``."""
+    if value is None and optional:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int{' or None' if optional else ''}, not {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, not {value!r}")
+    return value
+
+
+def sizes(minconn: Any, maxconn: Any) -> tuple[int, float]:
+    """Accept two sizes that fit together; ``maxconn`` may be ``math.inf``."""
+    count("minconn", minconn)
+    if isinstance(maxconn, float) and math.isinf(maxconn) and maxconn > 0:
+        return minconn, maxconn
+    count("maxconn", maxconn, least=1)
+    if minconn > maxconn:
+        raise ValueError(f"minconn must not exceed maxconn, not {minconn!r} > {maxconn!r}")
+    return minconn, maxconn
+
+
+def flag(name: str, value: Any) -> bool:
+    """Accept True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, not {value!r}")
+    return value
+
+
+def function(name: str, value: Any, *also: Any) -> Any:
+    """Accept a callable, or one of ``also``."""
+    if not callable(value) and not any(value is other or value == other for other in also):
+        names = " or ".join(["a callable", *map(repr, also)])
+        raise TypeError(f"{name} must be {names}, not {value!r}")
+    return value

@@ -1,0 +1,352 @@
+"""Open, test, tidy and close connections: the only caller of driver methods.
+
+Nothing here takes a lock or knows a pool; everything here may block for as long
+as the network lets it, which is why the pool guards and never locks around it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import re
+import select
+import socket
+import weakref
+from collections.abc import Callable, Mapping
+from operator import attrgetter
+from typing import Any, Literal
+
+import psycopg2
+from psycopg2 import extensions as ext
+
+from .connection import pooled_factory, really_close
+from .failures import censored
+
+Connection = Any  # a psycopg2 connection of the class that pooled_factory makes
+Test = bool | Callable[[Connection], object]
+Reset = Literal["session"] | Callable[[Connection], object] | None
+
+IDLE = ext.TRANSACTION_STATUS_IDLE
+ACTIVE = ext.TRANSACTION_STATUS_ACTIVE
+INERROR = ext.TRANSACTION_STATUS_INERROR
+
+DEFAULTS: Mapping[str, object] = {
+    # Seconds for each address; libpq waits for ever.
+    "connect_timeout": 5,
+    # Notice within a minute that the peer of an idle connection has gone; Linux
+    # waits for two hours.
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    # Milliseconds.  While a statement is unacknowledged keepalives do not run,
+    # and without this it hangs for a quarter of an hour in a black hole.
+    "tcp_user_timeout": 30_000,
+}
+"""libpq settings added where the program is silent; none needs support from the server."""
+
+_settings = attrgetter(
+    "autocommit", "isolation_level", "readonly", "deferrable", "cursor_factory"
+)
+_set_autocommit = ext.connection.autocommit.__set__  # type: ignore[attr-defined]
+_set_session = ext.connection.set_session
+# A NOTIFY is one message; so many at once mean that somebody keeps sending them.
+_MOST_POLLS = 1000
+
+
+class Connector:
+    """How this pool's connections are made and kept good.
+
+    ``connect_kwargs`` are psycopg2.connect's.  Raises at once what libpq or
+    psycopg2 cannot read: :class:`psycopg2.ProgrammingError` or TypeError.
+    """
+
+    def __init__(
+        self,
+        connect_kwargs: Mapping[str, Any],
+        *,
+        connect_params: Callable[[], Mapping[str, Any]] | None,
+        configure: Callable[[Connection], object] | None,
+        test: Test,
+        reset: Reset,
+        home: weakref.ref[Any] | None,
+    ) -> None:
+        self._connect_kwargs = dict(connect_kwargs)
+        self._connect_params = connect_params
+        self._configure = configure
+        self._home = home  # the pool, where the connections' close() gives them back
+        self.test_on_borrow = test
+        self.reset = reset
+        factory = self._connect_kwargs.pop("connection_factory", None)
+        if factory is not None and not callable(factory):
+            raise TypeError(f"connection_factory must be callable, not {factory!r}")
+        cursor_factory = self._connect_kwargs.get("cursor_factory")
+        if cursor_factory is not None and not callable(cursor_factory):
+            raise TypeError(f"cursor_factory must be callable, not {cursor_factory!r}")
+        for name in ("async", "async_"):
+            if self._connect_kwargs.get(name):
+                raise ValueError(f"{name} connections cannot be pooled")
+        self._factory = pooled_factory(factory, home is not None)
+        self.parameters = self._parse(self._connect_kwargs)
+
+    # -- opening -----------------------------------------------------------
+
+    def open(self, seconds: float | None = None) -> Connection:
+        """Return a new connection, configured and outside any transaction.
+
+        Blocks for at most ``connect_timeout``, or ``seconds`` if that is less,
+        for each address, and for as long as ``connect_params`` and
+        ``configure`` take.  Raises what they or psycopg2 raise, without passwords.
+        """
+        kwargs = dict(self._connect_kwargs)
+        if self._connect_params is not None:
+            kwargs.update(self._connect_params())
+        parameters = self._parse(kwargs)
+        for name, value in DEFAULTS.items():
+            if name not in parameters and not _in_environment(name):
+                kwargs[name] = value
+        if seconds is not None:
+            kwargs["connect_timeout"] = _shorter(kwargs.get("connect_timeout"), seconds)
+        try:
+            conn = psycopg2.connect(connection_factory=self._factory, **kwargs)
+        except psycopg2.Error as error:
+            raise censored(error, _secrets(parameters)) from None
+        try:
+            self.prepare(conn)
+        except BaseException:
+            self.close(conn)
+            raise
+        return conn
+
+    def prepare(self, conn: Connection) -> None:
+        """Run ``configure``, commit what it left open, and remember the settings it made."""
+        if self._configure is not None:
+            self._configure(conn)
+            status = conn.get_transaction_status()
+            if conn.closed:
+                raise psycopg2.OperationalError("the connection was lost in configure")
+            if status == INERROR:
+                raise psycopg2.ProgrammingError("configure left a failed transaction behind")
+            if status != IDLE:
+                _end_transaction(conn, "commit")
+        if not isinstance(conn.notices, list):
+            raise TypeError("configure must leave conn.notices a list")
+        conn.notices, conn.notifies = [], []
+        conn.pool_baseline = _settings(conn)
+        conn.pool_home = self._home
+
+    def _parse(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return libpq's parameters as dsn and keywords give them."""
+        own = {"dsn", "connection_factory", "cursor_factory", "async", "async_"}
+        dsn = kwargs.get("dsn") or ""
+        keywords = {k: v for k, v in kwargs.items() if k not in own and v is not None}
+        if "database" in keywords:
+            keywords.setdefault("dbname", keywords.pop("database"))
+        try:
+            return dict(ext.parse_dsn(ext.make_dsn(dsn, **keywords)))
+        except psycopg2.ProgrammingError as error:
+            raise psycopg2.ProgrammingError(_without_quotes(str(error), keywords)) from None
+
+    # -- testing -----------------------------------------------------------
+
+    def probe(self, conn: Connection) -> bool:
+        """Tell without a round trip whether the connection may still be alive.
+
+        The socket of an idle connection is readable when the server has said
+        something: farewell, or a notification.  One ``poll()`` is not enough to
+        tell, since the first swallows the farewell and reports nothing.
+        """
+        if conn.closed:
+            return False
+        try:
+            for _ in range(_MOST_POLLS):
+                if not _readable(conn.fileno()):
+                    return conn.get_transaction_status() == IDLE
+                conn.poll()
+                conn.notices, conn.notifies = [], []  # of a LISTEN left behind by a borrower
+        except (psycopg2.Error, OSError, ValueError):
+            return False
+        return True
+
+    def test(self, conn: Connection) -> None:
+        """Ask the server one question; raise if the connection is no good.
+
+        ``SELECT 1`` in one round trip, or the user's callable.
+        """
+        if callable(self.test_on_borrow):
+            self.test_on_borrow(conn)
+            if conn.get_transaction_status() != IDLE:
+                _end_transaction(conn, "rollback")
+        else:
+            select_1(conn)
+
+    # -- after a loan ------------------------------------------------------
+
+    def tidy(self, conn: Connection) -> bool:
+        """Bring an idle or aborted session back to what it was after ``configure``.
+
+        Returns False if the connection must be closed instead: lost, or in the
+        middle of something.  Costs a ROLLBACK if a transaction is open and
+        nothing else, unless ``reset`` asks for more.  What ``reset`` raises is
+        raised.
+        """
+        status = conn.get_transaction_status()
+        if conn.closed or status in (ext.TRANSACTION_STATUS_UNKNOWN, ACTIVE):
+            return False
+        if status != IDLE or conn.status != ext.STATUS_READY:
+            _end_transaction(conn, "rollback")
+        if _settings(conn) != conn.pool_baseline:
+            _restore_settings(conn)
+        if callable(self.reset):
+            self.reset(conn)
+            if conn.get_transaction_status() != IDLE:
+                _end_transaction(conn, "rollback")
+            if _settings(conn) != conn.pool_baseline:
+                _restore_settings(conn)
+        elif self.reset == "session":
+            self._discard_session_state(conn)
+        conn.notices, conn.notifies = [], []
+        return bool(conn.get_transaction_status() == IDLE)
+
+    def _discard_session_state(self, conn: Connection) -> None:
+        with _autocommit(conn):
+            _execute(conn, "DISCARD ALL")
+        # psycopg2 reads dates in this style only, and set it when it connected.
+        if not (conn.get_parameter_status("DateStyle") or "ISO").startswith("ISO"):
+            with _autocommit(conn):
+                _execute(conn, "SET datestyle TO 'ISO'")
+        if self._configure is not None:
+            self.prepare(conn)
+
+    # -- closing -----------------------------------------------------------
+
+    def close(self, conn: Connection) -> None:
+        """Close the socket; never blocks on the network and never raises an ordinary error."""
+        with contextlib.suppress(Exception):
+            really_close(conn)
+
+    def abort(self, conn: Connection) -> None:
+        """Close a connection that may be in the middle of something.
+
+        The server is asked to stop what it does, since it would not notice the
+        closed socket before it has finished.  May block.
+        """
+        with contextlib.suppress(Exception):
+            conn.cancel()
+        with contextlib.suppress(Exception):
+            shut_down(conn.fileno())  # releases a thread that still waits for an answer
+        self.close(conn)
+
+
+def select_1(conn: Connection) -> None:
+    """Send ``SELECT 1`` in one round trip, whatever the connection's settings are."""
+    with _autocommit(conn):
+        _execute(conn, "SELECT 1")
+
+
+def shut_down(fd: int) -> None:
+    """Shut a socket down under whoever is blocked on it, which then fails at once."""
+    with socket.socket(fileno=os.dup(fd)) as twin:
+        twin.shutdown(socket.SHUT_RDWR)
+
+
+def _execute(conn: Connection, sql: str) -> None:
+    # psycopg2's own class: the user's may log, count or fetch.
+    with ext.cursor(conn) as cursor:
+        cursor.execute(sql)
+
+
+@contextlib.contextmanager
+def _autocommit(conn: Connection) -> Any:
+    """Have no BEGIN sent for what is executed inside; sends nothing itself.
+
+    Outside autocommit the session's characteristics are kept by psycopg2 alone.
+    Leaving autocommit it would reset those that are set with a statement each,
+    so they are put aside meanwhile.
+    """
+    if conn.autocommit:
+        yield
+        return
+    _, isolation, readonly, deferrable, _ = _settings(conn)
+    aside = (isolation, readonly, deferrable) != (None, None, None)
+    if aside:
+        _set_session(conn, "DEFAULT", "DEFAULT", "DEFAULT")
+    _set_autocommit(conn, True)
+    try:
+        yield
+    finally:
+        if not conn.closed:
+            _set_autocommit(conn, False)
+            if aside:
+                _set_characteristics(conn, isolation, readonly, deferrable)
+
+
+def _set_characteristics(conn: Connection, isolation: Any, readonly: Any, deferrable: Any) -> None:
+    _set_session(
+        conn,
+        "DEFAULT" if isolation is None else isolation,
+        "DEFAULT" if readonly is None else readonly,
+        "DEFAULT" if deferrable is None else deferrable,
+    )
+
+
+def _restore_settings(conn: Connection) -> None:
+    """Put back what the borrower changed on the client's side.
+
+    The order matters.  psycopg2 sends a SET for a characteristic only while it
+    is in autocommit and only when its own copy changes; so the copies are
+    cleared first, or a copy that happens to be right would hide a session that
+    is not.
+    """
+    autocommit, isolation, readonly, deferrable, cursor_factory = conn.pool_baseline
+    if not conn.autocommit:
+        _set_session(conn, "DEFAULT", "DEFAULT", "DEFAULT")
+    _set_autocommit(conn, autocommit)
+    _set_characteristics(conn, isolation, readonly, deferrable)
+    ext.connection.cursor_factory.__set__(conn, cursor_factory)  # type: ignore[attr-defined]
+
+
+def _end_transaction(conn: Connection, how: Literal["commit", "rollback"]) -> None:
+    """End the transaction, one that psycopg2 does not know of too."""
+    getattr(ext.connection, how)(conn)
+    if conn.get_transaction_status() != IDLE:
+        # Begun by an explicit BEGIN under autocommit, where psycopg2's commit
+        # and rollback do nothing.
+        _execute(conn, how.upper())
+
+
+def _readable(fd: int) -> bool:
+    if hasattr(select, "poll"):
+        poller = select.poll()
+        poller.register(fd, select.POLLIN)
+        return bool(poller.poll(0))
+    return bool(select.select([fd], [], [], 0)[0])
+
+
+def _shorter(connect_timeout: Any, seconds: float) -> Any:
+    """Return the shorter of libpq's ``connect_timeout`` and ``seconds``, in whole seconds."""
+    most = max(1, math.ceil(seconds))
+    try:
+        given = int(connect_timeout)
+    except (TypeError, ValueError):  # unset or unreadable, which libpq tells better
+        return most if connect_timeout is None else connect_timeout
+    return most if given <= 0 else min(given, most)  # zero is for ever
+
+
+def _in_environment(name: str) -> bool:
+    # The only one of DEFAULTS that libpq reads from there.
+    return name == "connect_timeout" and bool(os.environ.get("PGCONNECT_TIMEOUT"))
+
+
+def _secrets(parameters: Mapping[str, Any]) -> list[str]:
+    secrets = [parameters.get("password"), parameters.get("sslpassword")]
+    return [str(secret) for secret in secrets if secret]
+
+
+def _without_quotes(message: str, keywords: Mapping[str, Any]) -> str:
+    """Blank what libpq quotes from a dsn it cannot read: it may be a password."""
+
+    def blank(match: re.Match[str]) -> str:
+        return match.group() if match.group(1) in keywords else '"…"'
+
+    return re.sub(r'"([^"]*)"', blank, message.strip()).replace('missing "…" after', "missing = after")

@@ -1,0 +1,1 @@
+"""Adapters to other software: nothing imports them, and each needs its own extra."""

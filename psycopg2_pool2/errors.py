@@ -1,0 +1,48 @@
+"""The exceptions of the pool.
+
+All of them are :class:`PoolError`, which is psycopg2's own, so that code
+written for ``psycopg2.pool`` catches them with the clauses it has.
+"""
+
+from __future__ import annotations
+
+import psycopg2
+import psycopg2.pool
+
+
+class PoolError(psycopg2.pool.PoolError):
+    """Base of every error that a pool raises by itself."""
+
+
+class PoolExhausted(PoolError):
+    """All of ``maxconn`` are in use and the borrower did not want to wait."""
+
+
+class PoolTimeout(PoolError):
+    """No connection became free in time.
+
+    ``__cause__`` is the last error met while connecting, if there was one.
+    """
+
+
+class TooManyRequests(PoolError):
+    """More borrowers wait already than ``max_waiting`` allows."""
+
+
+class PoolClosed(PoolError):
+    """The pool is closed."""
+
+
+class PoolDeadlock(PoolError):
+    """Every connection is held by somebody who waits for another one.
+
+    Raised only by pools made with ``debug=True``.
+    """
+
+
+class PoolUnavailable(PoolError, psycopg2.OperationalError):
+    """The server cannot be reached at present and is being left alone."""
+
+
+class HostResolutionError(PoolError, psycopg2.OperationalError):
+    """A host name could not be resolved."""

@@ -1,0 +1,77 @@
+"""Connections borrowed under a key, in psycopg2's manner: one key, one connection while in use."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from .timing import Deadline
+
+
+class _KeyedLoan:
+    """What is borrowed under one key; ``settled`` is released when that is known."""
+
+    __slots__ = ("record", "settled")
+
+    def __init__(self) -> None:
+        self.record: Any = None  # weak, as all records are
+        self.settled = threading.Event()
+
+
+class KeyedLoans:
+    """Which connection is lent under which key.
+
+    Of several who ask for the same key at once the first one borrows and the
+    others wait for him, each until his own deadline; if he fails, the next one
+    tries.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._loans: dict[Hashable, _KeyedLoan] = {}
+
+    def get(self, key: Hashable, borrow: Callable[[], Any], deadline: Deadline) -> Any:
+        """Return the connection lent under ``key``, borrowing one if there is none.
+
+        Returns None if the first one has not finished by the deadline.
+        """
+        while True:
+            with self._lock:
+                loan = self._loans.get(key)
+                first = loan is None
+                if loan is None:
+                    loan = self._loans[key] = _KeyedLoan()
+            if first:
+                return self._borrow(key, loan, borrow)
+            if not loan.settled.wait(deadline.remaining()):
+                return None
+            conn = loan.record() if loan.record is not None else None
+            if conn is not None and self._loans.get(key) is loan:
+                return conn
+            self._drop(key, loan)  # it failed, came back, or was collected
+
+    def end(self, record: Any) -> None:
+        """Free the key of a connection that comes back."""
+        loan = self._loans.get(record.key)
+        if loan is not None and loan.record is record:
+            self._drop(record.key, loan)
+        record.key = None
+
+    def _borrow(self, key: Hashable, loan: _KeyedLoan, borrow: Callable[[], Any]) -> Any:
+        try:
+            conn = borrow()
+            record = conn.pool_record
+            record.key, record.attention = key, True  # so that end() is called
+            loan.record = record
+            return conn
+        except BaseException:
+            self._drop(key, loan)
+            raise
+        finally:
+            loan.settled.set()
+
+    def _drop(self, key: Hashable, loan: _KeyedLoan) -> None:
+        with self._lock:
+            if self._loans.get(key) is loan:
+                del self._loans[key]

@@ -1,0 +1,45 @@
+"""Who borrowed what and where: recorded only when somebody asked for it."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import traceback
+from dataclasses import dataclass, field
+
+_OWN_FILES = ("pool.py", "loans.py", "loan.py", "contextlib.py")
+_DEPTH = 8
+
+
+def borrower() -> object:
+    """Return what tells the present borrower from all others: its task, greenlet or thread."""
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is not None:
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:
+            task = None
+        if task is not None:
+            return task
+    greenlet = sys.modules.get("greenlet")
+    if greenlet is not None:
+        return greenlet.getcurrent()
+    return threading.get_ident()
+
+
+def call_site() -> str:
+    """Return the innermost frames outside the pool, the last call last."""
+    frames = traceback.extract_stack(sys._getframe(1))
+    outside = [f for f in frames if not f.filename.endswith(_OWN_FILES)][-_DEPTH:]
+    return "".join(traceback.format_list(outside)).rstrip()
+
+
+@dataclass
+class Loan:
+    """One loan: when it began, who has it, and from where it was asked for."""
+
+    since: float
+    thread: str = field(default_factory=lambda: threading.current_thread().name)
+    who: object = field(default_factory=borrower)
+    site: str = field(default_factory=call_site)
+    warned: bool = False

@@ -1,0 +1,55 @@
+"""Counters and snapshots."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class PoolStats:
+    """How many connections are in use and how many are idle."""
+
+    in_use: int
+    idle: int
+
+
+class Counters:
+    """Sums that only grow; for the slow paths, since each addition takes a lock.
+
+    What the fast path would have to count is counted by the records of the
+    connections themselves.
+    """
+
+    __slots__ = ("_lock", "_sums")
+
+    NAMES = (
+        "usage_ms",
+        "requests_queued",
+        "requests_wait_ms",
+        "requests_errors",
+        "returns_bad",
+        "connections_num",
+        "connections_ms",
+        "connections_errors",
+        "connections_lost",
+        "connections_leaked",
+        "connections_detached",
+        "connections_reaped",
+        "connections_retired",
+        "tests_failed",
+    )
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._sums: dict[str, float] = dict.fromkeys(self.NAMES, 0)
+
+    def add(self, name: str, amount: float = 1) -> None:
+        """Add to one sum."""
+        with self._lock:
+            self._sums[name] += amount
+
+    def read(self) -> dict[str, int]:
+        """Return all sums at one moment, as whole numbers."""
+        with self._lock:
+            return {name: int(value) for name, value in self._sums.items()}

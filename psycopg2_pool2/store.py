@@ -1,0 +1,487 @@
+"""Who has what: the idle queue, those in use, permits to open, and the waiters.
+
+The store decides and never acts: it opens, tests, closes and logs nothing, and
+knows nothing of databases.  What it keeps is any object that can be weakly
+referenced and carries its :class:`Record` in an attribute ``pool_record``.
+
+**Ownership is the reference itself.**  A connection is in exactly one place
+because exactly one place holds it: the idle queue, one borrower, or the thread
+of the pool that opens, tests or closes it.  The store's records hold it weakly.
+So whatever interrupts a thread, and wherever, a connection that drops out of
+its hands is collected, its record arrives in ``lost``, and its slot is free
+again: no accounting step has to survive for that.
+
+**The protocol between a return and a waiter** (neither takes a lock when the
+other is not there):
+
+1. A waiter enters ``waiters``, *then* sets ``attention``, *then* looks at the
+   idle queue, all under the lock.
+2. A return appends to the idle queue, *then* looks at ``attention``.
+3. Whichever comes second sees the other: if the return does, it takes the lock
+   and hands over in the order of ``waiters``; if the waiter does, it takes the
+   connection itself.  Both may; handing over is idempotent.
+4. A borrow looks at ``attention`` *before* it takes an idle connection, and
+   queues up if it is set.  So nobody overtakes a waiter: a borrow that took a
+   connection without queueing had looked before the waiter came.
+
+**The lock** guards every field marked so below.  Sections under it are O(1) or
+take out what they return, call nothing foreign, and may be left by an
+asynchronous exception after any bytecode: they first give, then forget (a
+waiter holds its connection before it leaves the queue; a lost record leaves the
+books before it leaves ``lost``), so that repeating them finishes the work.  For
+the same reason the lock may be re-entered, and it has to: the garbage
+collector can run a borrower's ``__del__``, which returns a connection, inside
+any section of the same thread.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import weakref
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import Any, Generic, Protocol, TypeVar
+
+from .errors import PoolClosed, PoolExhausted, TooManyRequests
+from .timing import Clock
+
+
+class Record(weakref.ref[Any]):
+    """What the store knows of one connection; it refers to it weakly.
+
+    Whoever holds the connection may write here.  ``attention`` is the one
+    field that others set, after they have set the reason; the holder clears it
+    before he reads the reasons, so that none is overlooked.
+    """
+
+    __slots__ = (
+        "attention",  # look at the reasons below before it is lent or kept
+        "born",
+        "endpoint",  # where it leads to
+        "expires_at",
+        "hung_up",  # its socket was closed, by the server or by the program
+        "idle_since",
+        "key",  # the borrower's, in psycopg2's manner
+        "loan",  # who borrowed it and where, when that is recorded
+        "pid",  # the process that opened it
+        "retired",  # close it rather than lend it again
+        "suspect",  # test it before it is lent again
+        "uses",
+    )
+
+    attention: bool
+    born: float
+    endpoint: Any
+    expires_at: float
+    hung_up: bool
+    idle_since: float
+    key: Any
+    loan: Any
+    pid: int
+    retired: bool
+    suspect: bool
+    uses: int
+
+    def __new__(cls, item: Any, callback: Callable[[Record], None], now: float) -> Record:
+        return super().__new__(cls, item, callback)
+
+    def __init__(self, item: Any, callback: Callable[[Record], None], now: float) -> None:
+        super().__init__(item, callback)  # type: ignore[call-arg]
+        self.attention = self.hung_up = self.retired = self.suspect = False
+        self.born = self.idle_since = now
+        self.endpoint = self.key = self.loan = None
+        self.expires_at = math.inf
+        self.pid = os.getpid()
+        self.uses = 0
+        hash(self)  # kept from now on: a dead referent could not be hashed
+
+
+class Storable(Protocol):
+    """What a store can keep."""
+
+    pool_record: Any
+
+
+T = TypeVar("T", bound=Storable)
+
+
+class Permit:
+    """The right to open one connection.
+
+    The store counts it for as long as it exists, so that one forgotten by an
+    interrupted thread comes back by itself.
+    """
+
+    __slots__ = ("__weakref__",)
+
+
+class Waiter(Generic[T]):
+    """One blocked borrower: a thread.
+
+    ``item`` or ``error`` is set before :meth:`wake` is called.  ``patient``
+    waiters have a timeout; the others want the first error at once.
+    """
+
+    __slots__ = ("_gate", "borrower", "error", "item", "patient")
+
+    def __init__(self, patient: bool, borrower: object = None) -> None:
+        self.patient = patient
+        self.borrower = borrower
+        self.item: T | None = None
+        self.error: BaseException | None = None
+        self._gate = threading.Lock()
+        self._gate.acquire()
+
+    def wake(self) -> None:
+        """Let :meth:`wait` return; harmless when repeated, safe from any thread."""
+        try:
+            self._gate.release()
+        except RuntimeError:
+            pass  # woken already
+
+    def wait(self, seconds: float) -> bool:
+        """Block until woken, for at most ``seconds``; return whether it was woken."""
+        return self._gate.acquire(timeout=seconds)
+
+
+class Store(Generic[T]):
+    """The books of one pool.
+
+    Lock-free: :meth:`borrow`, :meth:`claim` and :meth:`give_back`, as long as
+    ``attention`` is not set.  Everything else takes the lock for a moment.
+    """
+
+    __slots__ = (
+        "_append",
+        "_clock",
+        "_leaving",
+        "_lend",
+        "_lock",
+        "_permits",
+        "_popleft",
+        "attention",
+        "claim",
+        "closed",
+        "gone_uses",
+        "idle",
+        "lent",
+        "lost",
+        "low",
+        "maxconn",
+        "minconn",
+        "records",
+        "waiters",
+    )
+
+    def __init__(self, minconn: int, maxconn: float, clock: Clock) -> None:
+        self._clock = clock
+        self._lock = threading.RLock()
+        self.minconn = minconn
+        self.maxconn = maxconn
+        # Written without the lock, by operations that are atomic by themselves.
+        self.idle: deque[T] = deque()
+        self.lent: set[Record] = set()
+        self.lost: deque[Record] = deque()
+        self.low = 0  # fewest idle since it was last set to their number
+        # Written under the lock, read without.
+        self.attention = False  # waiters, closed, or more than maxconn
+        self.closed = False
+        self.waiters: OrderedDict[Waiter[T], None] = OrderedDict()
+        # Under the lock.
+        self.records: set[Record] = set()  # all that exist, until their sockets are closed
+        self._leaving: set[Record] = set()  # those of them that will not come back
+        self._permits: weakref.WeakSet[Permit] = weakref.WeakSet()
+        self.gone_uses = 0
+        # Bound once: each saves a tenth of the idle cycle.
+        self._append = self.idle.append
+        self._popleft = self.idle.popleft
+        self._lend = self.lent.add
+        #: Take a record back from its borrower: of two who try, one gets a KeyError.
+        self.claim = self.lent.remove
+
+    # -- borrowing and returning -------------------------------------------
+
+    def borrow(self) -> T | None:
+        """Take the connection that has been idle longest; None if there is none or others wait."""
+        if self.attention:
+            return None
+        try:
+            item = self._popleft()
+        except IndexError:
+            return None
+        self._lend(item.pool_record)
+        if len(self.idle) < self.low:
+            self.low = len(self.idle)
+        return item
+
+    def give_back(self, item: T, record: Record) -> list[T]:
+        """Queue a connection that :meth:`claim` took back; return what to close instead."""
+        record.idle_since = self._clock()
+        record.uses += 1
+        self._append(item)
+        return self.settle() if self.attention else []
+
+    def keep(self, item: T, *, oldest: bool = False) -> list[T]:
+        """Queue a connection that the pool itself had in hand; return what to close instead."""
+        if oldest:
+            self.idle.appendleft(item)
+        else:
+            self._append(item)
+        return self.settle() if self.attention else []
+
+    def settle(self) -> list[T]:
+        """Hand idle connections to those who wait; return those that have to be closed."""
+        served: list[Waiter[T]] = []
+        surplus: list[T] = []
+        with self._lock:
+            # Invariant: whoever waits, waits because nothing is idle.
+            while self.idle and (self.closed or self._live_locked() > self.maxconn):
+                self._take_out_locked(surplus)
+            self._serve_locked(served)
+            self._set_attention_locked()
+        for waiter in served:
+            waiter.wake()
+        return surplus
+
+    # -- waiting -----------------------------------------------------------
+
+    def request(self, waiter: Waiter[T], max_waiting: int | None) -> None:
+        """Enter the queue; what is idle and not promised to others is handed over at once.
+
+        Raises :class:`PoolClosed`, :class:`TooManyRequests`, or for a borrower
+        who does not want to wait :class:`PoolExhausted`.
+        """
+        with self._lock:
+            # Invariant: a waiter in the queue is served, failed or leaves by itself.
+            if self.closed:
+                raise PoolClosed("connection pool is closed")
+            ahead = len(self.waiters)
+            if not waiter.patient and ahead >= self.maxconn - len(self.lent):
+                raise PoolExhausted("connection pool exhausted")
+            if not self.idle or ahead:
+                if max_waiting is not None and ahead >= max_waiting:
+                    raise TooManyRequests("too many borrowers wait already")
+            self.waiters[waiter] = None
+            self.attention = True
+        self.settle()
+
+    def leave(self, waiter: Waiter[T]) -> T | None:
+        """Leave the queue; return the connection if it was handed over in the meantime."""
+        with self._lock:
+            # Invariant: a waiter outside the queue is given nothing any more.
+            self.waiters.pop(waiter, None)
+            self._set_attention_locked()
+            item, waiter.item = waiter.item, None
+        return item
+
+    def fail_waiters(
+        self, make_error: Callable[[], BaseException], *, patient: bool = True
+    ) -> int:
+        """Have waiters raise, all of them or only the impatient; return how many."""
+        with self._lock:
+            # Invariant: each waiter gets a connection or an error, not both.
+            failed = [w for w in self.waiters if w.item is None and (patient or not w.patient)]
+            for waiter in failed:
+                waiter.error = make_error()
+                del self.waiters[waiter]
+            self._set_attention_locked()
+        for waiter in failed:
+            waiter.wake()
+        return len(failed)
+
+    # -- permits -----------------------------------------------------------
+
+    def take_permit(self, limit: float, *, spare: bool = False) -> Permit | None:
+        """Take the right to open one more, if one is wanted and there is room.
+
+        At most ``limit`` permits are out at a time.  One is wanted for every
+        waiter, and for what is missing of ``minconn``; ``spare`` wants one in
+        any case (for a replacement).
+        """
+        with self._lock:
+            # Invariant: records + permits <= maxconn.
+            opening = len(self._permits)
+            if self.closed or opening >= limit or len(self.records) + opening >= self.maxconn:
+                return None
+            wanted = max(len(self.waiters), self.minconn - self._live_locked())
+            if opening >= wanted and not spare:
+                return None
+            permit = Permit()
+            self._permits.add(permit)
+            return permit
+
+    def drop_permit(self, permit: Permit) -> None:
+        """Give a permit back unused; harmless when repeated."""
+        with self._lock:
+            self._permits.discard(permit)
+
+    def admit(self, permit: Permit, item: T) -> Record:
+        """Exchange a permit for the record of what was opened with it."""
+        with self._lock:
+            # Invariant: the connection counts before its permit stops counting.
+            record = Record(item, self.lost.append, self._clock())
+            item.pool_record = record
+            self.records.add(record)
+            self._permits.discard(permit)
+            return record
+
+    def admit_lent(self, permit: Permit, item: T) -> Record:
+        """Like :meth:`admit`, for a borrower who opened it himself."""
+        record = self.admit(permit, item)
+        self._lend(record)
+        return record
+
+    # -- taking out, and what is gone --------------------------------------
+
+    def withdraw(self, item: T, *, leaving: bool = False) -> bool:
+        """Take this connection out of the idle queue; False if it is not there."""
+        with self._lock:
+            # Invariant: of a borrower and the pool only one takes it out.
+            try:
+                self.idle.remove(item)
+            except (ValueError, IndexError):  # lent, or the queue moved meanwhile
+                return False
+            if leaving:
+                self._leaving.add(item.pool_record)
+            self.low = min(self.low, len(self.idle))
+            return True
+
+    def withdraw_all(self) -> list[T]:
+        """Take all idle connections out, for closing."""
+        taken: list[T] = []
+        with self._lock:
+            while self.idle:
+                self._take_out_locked(taken)
+        return taken
+
+    def withdraw_surplus(self, item: T) -> bool:
+        """Take this connection out for closing, unless ``minconn`` would be undercut."""
+        with self._lock:
+            # Invariant: reaping never goes below minconn.
+            return self._live_locked() > self.minconn and self.withdraw(item, leaving=True)
+
+    def is_above_floor(self) -> bool:
+        """Tell whether one may be closed without undercutting ``minconn``."""
+        with self._lock:
+            return self._live_locked() > self.minconn
+
+    def condemn(self, record: Record) -> None:
+        """Note that a connection will be closed: it no longer counts for ``minconn``."""
+        with self._lock:
+            if record in self.records:
+                self._leaving.add(record)
+
+    def forget(self, record: Record) -> None:
+        """Free the slot of a connection whose socket is closed; harmless when repeated."""
+        with self._lock:
+            # Invariant: a slot is free only when its socket is closed.
+            if record in self.records:
+                self.gone_uses += record.uses
+            self._strike_out_locked(record)
+            self._set_attention_locked()
+
+    def forget_item(self, item: T) -> None:
+        """Like :meth:`forget`, for what may not have been admitted."""
+        record = getattr(item, "pool_record", None)
+        if record is not None:
+            self.forget(record)
+
+    def collect_lost(self) -> list[tuple[Record, bool]]:
+        """Free the slots of collected connections; return each with whether it was lent."""
+        found: list[tuple[Record, bool]] = []
+        if not self.lost:
+            return found
+        with self._lock:
+            # Invariant: it leaves the books before it leaves the queue of the lost.
+            while self.lost:
+                record = self.lost[0]
+                if record in self.records:
+                    was_lent = record in self.lent
+                    self.gone_uses += record.uses + was_lent
+                    found.append((record, was_lent))
+                self._strike_out_locked(record)
+                self.lost.popleft()
+            self._set_attention_locked()
+        return found
+
+    # -- the whole pool ----------------------------------------------------
+
+    def resize(self, minconn: int, maxconn: float) -> list[T]:
+        """Set the limits; return the idle connections that are too many now."""
+        with self._lock:
+            self.minconn, self.maxconn = minconn, maxconn
+            self._set_attention_locked()
+        return self.settle()
+
+    def close(self) -> list[T]:
+        """Refuse all requests from now on; return the idle connections for closing."""
+        with self._lock:
+            self.closed = self.attention = True
+        self.fail_waiters(lambda: PoolClosed("connection pool is closed"))
+        return self.settle()
+
+    def all_records(self) -> set[Record]:
+        """Return the records of all connections that exist."""
+        with self._lock:
+            return self.records.copy()
+
+    @property
+    def opening(self) -> int:
+        """How many permits are out."""
+        with self._lock:
+            return len(self._permits)
+
+    @property
+    def size(self) -> int:
+        """How many connections exist or are being opened: what ``maxconn`` limits."""
+        with self._lock:
+            return len(self.records) + len(self._permits)
+
+    @property
+    def missing(self) -> int:
+        """How many connections have to be opened to have ``minconn``."""
+        with self._lock:
+            return max(0, self.minconn - self._live_locked())
+
+    def requests(self) -> int:
+        """Return how many borrows there have been; exact when nobody is borrowing."""
+        with self._lock:
+            return self.gone_uses + sum(r.uses for r in self.records) + len(self.lent)
+
+    # -- under the lock ----------------------------------------------------
+
+    def _serve_locked(self, served: list[Waiter[T]]) -> None:
+        while self.waiters:
+            waiter = next(iter(self.waiters))
+            if waiter.item is None:  # else interrupted here before
+                try:
+                    item = self._popleft()
+                except IndexError:
+                    return
+                self._lend(item.pool_record)
+                waiter.item = item
+                self.low = 0
+            served.append(waiter)
+            self.waiters.pop(waiter, None)
+
+    def _take_out_locked(self, taken: list[T]) -> None:
+        try:
+            item = self._popleft()
+        except IndexError:
+            return  # a borrower was faster
+        self._leaving.add(item.pool_record)
+        taken.append(item)
+        self.low = min(self.low, len(self.idle))
+
+    def _strike_out_locked(self, record: Record) -> None:
+        self.lent.discard(record)
+        self._leaving.discard(record)
+        self.records.discard(record)
+
+    def _live_locked(self) -> int:
+        return len(self.records) - len(self._leaving)
+
+    def _set_attention_locked(self) -> None:
+        self.attention = bool(self.waiters) or self.closed or self._live_locked() > self.maxconn

@@ -1,0 +1,324 @@
+"""What has to be done for a pool from time to time, whether anybody borrows or not.
+
+Each duty is a plain method that takes what it needs out of the store, acts, and
+puts it back; so it may be called by a timer, by a worker, or from outside
+(:meth:`Upkeep.reap`), at once and by several.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .care import Care
+from .connector import Connection
+from .monitor import Monitor, Timer
+from .stats import Counters
+from .store import Record, Store
+from .supply import Supply
+from .timing import Clock, jitter
+
+logger = logging.getLogger("psycopg2_pool2")
+
+REFILL_INTERVAL = 60.0
+"""Seconds between looks whether ``minconn`` are open, beside those that events cause."""
+SWEEP_INTERVAL = 1.0
+"""Seconds between probes of idle sockets where they cannot be watched."""
+LIFETIME_JITTER = 0.1
+LONGEST_LEAD = 5.0
+"""Seconds, at most, by which a replacement is opened before its predecessor's time is over."""
+
+
+@dataclass
+class Limits:
+    """The times that upkeep goes by; seconds, None for never."""
+
+    idle_timeout: float | None
+    reap_idle_interval: float
+    lifetime_timeout: float | None
+    health_check_interval: float
+    leak_timeout: float | None
+
+
+class Duty:
+    """Something to do at an interval."""
+
+    __slots__ = ("act", "due", "interval")
+
+    def __init__(self, interval: float, act: Callable[[], object], now: float) -> None:
+        self.interval = interval
+        self.act = act
+        self.due = now + interval
+
+
+class Upkeep:
+    """The duties of one pool.
+
+    ``care`` tells whether a connection is good.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        store: Store[Connection],
+        care: Care,
+        supply: Supply,
+        monitor: Monitor | None,
+        limits: Limits,
+        counters: Counters,
+        clock: Clock,
+    ) -> None:
+        self.name = name
+        self._store = store
+        self._care = care
+        self._supply = supply
+        self._monitor = monitor
+        self.limits = limits
+        self._counters = counters
+        self._clock = clock
+        self._lock = threading.RLock()  # guards the schedule and the low-water marks
+        self._duties: list[Duty] = []
+        self._rotation = Duty(math.inf, self.rotate, clock())
+        self._timer: Timer | None = None
+        self._stopped = False
+        # Fewest idle in each stretch of time: (from, to, fewest).
+        self._marks: deque[tuple[float, float, int]] = deque()
+        self._marked_at = clock()
+
+    # -- the schedule ------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to do the duties."""
+        now = self._clock()
+        limits = self.limits
+        plan: list[tuple[float | None, Callable[[], object]]] = [
+            (REFILL_INTERVAL, self._supply.grow),
+            (limits.reap_idle_interval, self.reap),
+            (limits.idle_timeout and limits.idle_timeout / 4, self.mark_low_water),
+            (limits.health_check_interval, self.check_health),
+            (limits.leak_timeout and limits.leak_timeout / 4, self.warn_of_leaks),
+        ]
+        if self._monitor is not None and not self._monitor.watches:
+            plan.append((SWEEP_INTERVAL, self.sweep))
+        self._duties = [Duty(interval, act, now) for interval, act in plan if interval]
+        self._duties.append(self._rotation)
+        self._schedule()
+
+    def stop(self) -> None:
+        """Schedule nothing more."""
+        with self._lock:
+            self._stopped = True
+            if self._timer is not None:
+                self._timer.cancel()
+
+    def run_without_thread(self) -> None:
+        """Do at most one thing that is due: close the connection idle longest if its time is over."""
+        try:
+            conn = self._store.idle[0]
+        except IndexError:
+            return
+        record, now = conn.pool_record, self._clock()
+        if record.retired or record.expires_at <= now:
+            if self._store.withdraw(conn, leaving=True):
+                self._supply.discard(conn)
+        elif self.limits.reap_idle_interval:
+            self.reap(most=1)
+
+    def run(self) -> None:
+        """Do what is due."""
+        if self._stopped:
+            return
+        now = self._clock()
+        try:
+            for duty in self._duties:
+                if duty.due <= now:
+                    duty.due = now + jitter(duty.interval, 0.05)
+                    duty.act()
+        finally:
+            self._schedule()
+
+    def _schedule(self) -> None:
+        if self._monitor is None:
+            return
+        with self._lock:
+            if self._stopped:
+                return
+            pause = max(0.0, min(duty.due for duty in self._duties) - self._clock())
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._monitor.call_later(pause, self.run)
+
+    # -- new connections ---------------------------------------------------
+
+    def welcome(self, conn: Connection, record: Record) -> None:
+        """Take a new connection into care: its lifetime begins, its socket is watched."""
+        lifetime = self.limits.lifetime_timeout
+        if lifetime:
+            record.expires_at = record.born + jitter(lifetime, LIFETIME_JITTER)
+            with self._lock:
+                due = record.expires_at - self._lead()
+                sooner = due < self._rotation.due
+                self._rotation.due = min(self._rotation.due, due)
+            if sooner and self._duties:
+                self._schedule()
+        if self._monitor is not None:
+            self._monitor.watch(
+                conn.fileno(), functools.partial(_hung_up, weakref.ref(self), record)
+            )
+
+    def examine(self, record: Record) -> None:
+        """Look whether a connection whose server hung up, as it seems, is dead; replace it then.
+
+        One in use is looked at when it comes back.
+        """
+        conn = record()
+        if conn is None or not self._store.withdraw(conn):
+            return
+        self._keep_if(conn, self._care.is_good(conn, test=False))
+
+    def sweep(self) -> None:
+        """Probe all idle connections."""
+        for conn in list(self._store.idle):
+            if self._store.withdraw(conn):
+                self._keep_if(conn, self._care.is_good(conn, test=False))
+
+    # -- idleness ----------------------------------------------------------
+
+    def reap(self, most: float = math.inf) -> int:
+        """Close what has been idle too long, and what nobody needed; return how many."""
+        idle_timeout = self.limits.idle_timeout
+        if idle_timeout is None:
+            return 0
+        now = self._clock()
+        surplus = self.mark_low_water()
+        reaped = []
+        for conn in list(self._store.idle):
+            expendable = conn.pool_record.idle_since <= now - idle_timeout or len(reaped) < surplus
+            if expendable and len(reaped) < most and self._store.withdraw_surplus(conn):
+                reaped.append(conn)
+        with self._lock:
+            self._marks = deque(
+                (since, until, max(0, low - len(reaped))) for since, until, low in self._marks
+            )
+        self._supply.close_all(reaped)
+        self._counters.add("connections_reaped", len(reaped))
+        if reaped:
+            logger.debug("pool %r: reaped %d idle connections", self.name, len(reaped))
+        return len(reaped)
+
+    def mark_low_water(self) -> int:
+        """Return how many stood idle at every moment of the last ``idle_timeout``.
+
+        With FIFO borrowing every connection is used in turn, so that none is
+        ever idle for long although most are needed by nobody.
+        """
+        span = self.limits.idle_timeout
+        if not span:
+            return 0
+        with self._lock:
+            now = self._clock()
+            self._marks.append((self._marked_at, now, self._store.low))
+            self._marked_at = now
+            self._store.low = len(self._store.idle)
+            while self._marks[0][1] <= now - span:
+                self._marks.popleft()
+            if self._marks[0][0] > now - span:
+                return 0  # not observed for so long yet
+            return min(low for _, _, low in self._marks)
+
+    # -- age ---------------------------------------------------------------
+
+    def rotate(self) -> None:
+        """Retire what reaches the end of its lifetime, each after its replacement is open."""
+        now = self._clock()
+        lead = self._lead()
+        upcoming = math.inf
+        for record in self._store.all_records():
+            if record.expires_at - lead > now:
+                upcoming = min(upcoming, record.expires_at - lead)
+            elif not record.retired:
+                self._retire(record)
+        with self._lock:
+            self._rotation.due = min(upcoming, self._rotation.due)
+
+    def _retire(self, record: Record) -> None:
+        conn = record()
+        if conn is None:
+            return
+        if record not in self._store.lent and not self._store.closed:
+            permit = self._store.take_permit(math.inf, spare=True)
+            if permit is not None:
+                try:
+                    replacement = self._supply.open(permit)
+                except Exception:
+                    pass  # logged; its time is over all the same
+                else:
+                    self._supply.close_all(self._store.keep(replacement))
+        record.retired = record.attention = True
+        if self._store.withdraw(conn, leaving=True):
+            self._counters.add("connections_retired")
+            self._supply.discard(conn, at_once=True)
+
+    def _lead(self) -> float:
+        return min(LONGEST_LEAD, (self.limits.lifetime_timeout or 0.0) * 0.02)
+
+    # -- health ------------------------------------------------------------
+
+    def check_health(self) -> int:
+        """Test what has been idle for ``health_check_interval``; return how many were bad."""
+        return self.check(self._clock() - self.limits.health_check_interval)
+
+    def check(self, idle_since: float = math.inf) -> int:
+        """Test all idle connections that have been idle since then; return how many were bad.
+
+        They keep their age and their idle time.
+        """
+        bad = 0
+        for conn in list(self._store.idle):
+            if conn.pool_record.idle_since <= idle_since and self._store.withdraw(conn):
+                bad += not self._keep_if(conn, self._care.is_good(conn, test=True))
+        return bad
+
+    def _keep_if(self, conn: Connection, good: bool) -> bool:
+        record = conn.pool_record
+        if good:
+            record.hung_up = False
+            self._supply.close_all(self._store.keep(conn, oldest=True))
+        else:
+            self._counters.add("connections_lost")
+            logger.debug("pool %r: discarded a connection that was lost while idle", self.name)
+            self._supply.discard(conn, at_once=True)
+        return good
+
+    # -- leaks -------------------------------------------------------------
+
+    def warn_of_leaks(self) -> None:
+        """Log each loan that has lasted for ``leak_timeout``, once, with its origin."""
+        timeout = self.limits.leak_timeout
+        now = self._clock()
+        for record in self._store.lent.copy():
+            loan: Any = record.loan
+            if timeout and loan and not loan.warned and now - loan.since >= timeout:
+                loan.warned = True
+                logger.warning(
+                    "pool %r: a connection has been in use for %.1f s by thread %r; borrowed at:\n%s",
+                    self.name,
+                    now - loan.since,
+                    loan.thread,
+                    loan.site,
+                )
+
+
+def _hung_up(upkeep: weakref.ref[Upkeep], record: Record) -> None:
+    """Pass a hang-up on to a worker; the mark keeps a borrower from using it meanwhile."""
+    record.hung_up = record.attention = True
+    keeper = upkeep()
+    if keeper is not None and keeper._monitor is not None:
+        keeper._monitor.submit(functools.partial(keeper.examine, record))

@@ -1,0 +1,111 @@
+"""The threads that do what may block: opening, testing, closing, the user's callbacks."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+
+logger = logging.getLogger("psycopg2_pool2")
+
+Job = Callable[[], object]
+
+BASE = 4
+"""Threads that may run without a reason; a pool's ``num_workers`` can raise it."""
+LINGER = 2.0
+"""Seconds that a thread waits for another job before it ends."""
+
+
+class Workers:
+    """Run jobs in daemon threads, as many as are needed and no more.
+
+    Up to ``base`` threads start as soon as jobs queue up.  Beyond that one is
+    added only when nothing has been finished for a while (:meth:`relieve`): so a
+    thousand healthy pools share a handful of threads, and a dozen whose servers
+    are black holes cannot keep the others waiting.
+    """
+
+    def __init__(self) -> None:
+        self.base = BASE
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        # Re-entered when the garbage collector runs a __del__ that returns a
+        # connection; guards the set of threads.
+        self._lock = threading.RLock()
+        self._threads: set[threading.Thread] = set()
+        self._free = 0
+        self._finished = 0
+        self._finished_before = 0
+
+    def submit(self, job: Job) -> None:
+        """Have ``job`` run soon; from any thread, in a finalizer too."""
+        self._jobs.put(job)
+        self._add_thread(self.base)
+
+    def relieve(self) -> bool:
+        """Add a thread if jobs wait and none was finished since the last call; call regularly.
+
+        Returns whether jobs wait.
+        """
+        if not self._jobs.qsize():
+            return False
+        if self._finished == self._finished_before:
+            self._add_thread(float("inf"))
+        self._finished_before = self._finished
+        return True
+
+    def stop(self) -> None:
+        """Let the threads end when they have done what is queued."""
+        with self._lock:
+            for _ in self._threads:
+                self._jobs.put(None)
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is queued or being done."""
+        return bool(self._jobs.qsize()) or self._free < len(self._threads)
+
+    def _add_thread(self, most: float) -> None:
+        with self._lock:
+            if self._jobs.qsize() <= self._free or len(self._threads) >= most:
+                return
+            thread = threading.Thread(
+                target=self._run, name="psycopg2_pool2-worker", daemon=True
+            )
+            self._threads.add(thread)
+        try:
+            thread.start()
+        except BaseException:
+            with self._lock:
+                self._threads.discard(thread)
+            raise
+
+    def _run(self) -> None:
+        try:
+            while self._run_next():
+                pass
+        finally:
+            with self._lock:
+                self._threads.discard(threading.current_thread())
+            # A job that arrived while this thread was leaving.
+            if self._jobs.qsize():
+                self._add_thread(self.base)
+
+    def _run_next(self) -> bool:
+        with self._lock:
+            self._free += 1
+        try:
+            job = self._jobs.get(timeout=LINGER)
+        except queue.Empty:
+            return False
+        finally:
+            with self._lock:
+                self._free -= 1
+        if job is None:
+            return False
+        try:
+            job()
+        except Exception:
+            logger.exception("a background job failed")
+        self._finished += 1
+        return True

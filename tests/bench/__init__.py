@@ -1,0 +1,1 @@
+"""Measurements against other pools, run by `make bench`."""

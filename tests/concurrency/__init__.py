@@ -1,0 +1,1 @@
+"""Tests of what threads do to each other."""

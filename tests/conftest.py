@@ -1,0 +1,90 @@
+"""Fixtures for all tests, and the markers that tests get from their folders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from psycopg2_pool2.contrib.embedded import Server
+from tests.support.proxy import Proxy
+from tests.support.servers import (
+    MakeProxy,
+    MakeServer,
+    ReplicaSet,
+    StatementLog,
+    new_replica_set,
+    new_server,
+)
+
+_MARKED_FOLDERS = {"integration", "stress"}
+_numbers = count(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test with the name of its folder, where that is a marker."""
+    tests = Path(__file__).parent
+    for item in items:
+        for name in _MARKED_FOLDERS.intersection(item.path.relative_to(tests).parts):
+            item.add_marker(name)
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """Share one server: a test may end sessions of its own there, and nothing more."""
+    with new_server(settings={"log_statement": "all", "max_connections": 200}) as shared:
+        yield shared
+
+
+@pytest.fixture
+def dsn(server: Server) -> str:
+    """Return the connection string of the shared server."""
+    return server.dsn
+
+
+@pytest.fixture
+def make_server() -> Iterator[MakeServer]:
+    """Make servers that the test may stop, restart, kill and freeze."""
+    with ExitStack() as stack:
+
+        def make(host: str = "127.0.0.1", port: int | None = None, **settings: Any) -> Server:
+            return stack.enter_context(new_server(host, port, settings))
+
+        yield make
+
+
+@pytest.fixture
+def fresh_server(make_server: MakeServer) -> Server:
+    """Make a server of the test's own."""
+    return make_server()
+
+
+@pytest.fixture
+def replica_set() -> Iterator[ReplicaSet]:
+    """Make a primary on 127.0.0.1 with standbys on 127.0.0.2 and 127.0.0.3, all on one port."""
+    with new_replica_set(standbys=2) as replicas:
+        yield replicas
+
+
+@pytest.fixture
+def statement_log(server: Server) -> StatementLog:
+    """Read what the shared server is sent, under an application name that no other test has."""
+    return StatementLog(server, f"test-{next(_numbers)}")
+
+
+@pytest.fixture
+def proxy(request: pytest.FixtureRequest) -> Iterator[MakeProxy]:
+    """Make proxies before the shared server, or before another."""
+    with ExitStack() as stack:
+
+        def make(
+            server: Server | None = None, host: str = "127.0.0.1", port: int | None = None
+        ) -> Proxy:
+            behind: Server = server or request.getfixturevalue("server")
+            return stack.enter_context(Proxy((behind.host, behind.port), host, port))
+
+        yield make

@@ -1,0 +1,1 @@
+"""Long runs of random actions and failures, only by `make stress`."""

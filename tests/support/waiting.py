@@ -1,0 +1,94 @@
+"""Wait for states, never for times; every wait has an end and says what it waited for."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Generic, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_POLL_INTERVAL = 0.002
+
+
+def wait_until(predicate: Callable[[], T], timeout: float = 10, message: str = "") -> T:
+    """Poll until the predicate is true and return what it returned; else fail and say what was."""
+    deadline = time.monotonic() + timeout
+    while not (value := predicate()):
+        if time.monotonic() > deadline:
+            waited_for = message or _described(predicate)
+            raise AssertionError(f"not within {timeout} s: {waited_for} (last: {value!r})")
+        time.sleep(_POLL_INTERVAL)
+    return value
+
+
+def _described(predicate: Callable[[], object]) -> str:
+    try:
+        return " ".join(inspect.getsource(predicate).split())
+    except (OSError, TypeError):
+        return repr(predicate)
+
+
+class Running(Generic[T]):
+    """A call under way in a thread of its own."""
+
+    def __init__(self, call: Callable[[], T], name: str) -> None:
+        self._call = call
+        self._value: T
+        self._error: BaseException | None = None
+        self.thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._value = self._call()
+        except BaseException as error:  # it is raised again where result() is called
+            self._error = error
+
+    @property
+    def done(self) -> bool:
+        return not self.thread.is_alive()
+
+    def result(self, timeout: float = 10) -> T:
+        """Wait for the call's end and return or raise what it did; fail if it hangs, and where."""
+        self.thread.join(timeout)
+        if not self.done:
+            raise AssertionError(
+                f"{self.thread.name} not done within {timeout} s, it is at:\n{self._place()}"
+            )
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+    def error(self, timeout: float = 10) -> BaseException | None:
+        """Wait for the call's end and return what it raised, None if nothing."""
+        try:
+            self.result(timeout)
+        except BaseException:
+            if self._error is None:  # it has not ended: that is the caller's failure
+                raise
+        return self._error
+
+    def _place(self) -> str:
+        frame = sys._current_frames().get(self.thread.ident or 0)
+        return "".join(traceback.format_stack(frame)) if frame else "(ended just now)"
+
+
+def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Running[T]:
+    """Start a call in a thread of its own."""
+    return Running(lambda: call(*args, **kwargs), name=getattr(call, "__name__", repr(call)))
+
+
+def threads_named(prefix: str) -> list[threading.Thread]:
+    """Return the live threads whose names begin so."""
+    return [thread for thread in threading.enumerate() if thread.name.startswith(prefix)]
+
+
+def count_threads(prefix: str) -> int:
+    """Count the live threads whose names begin so."""
+    return len(threads_named(prefix))
