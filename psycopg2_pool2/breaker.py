@@ -35,9 +35,7 @@ class CircuitBreaker:
 
     __slots__ = ("_in_flight", "backoff", "failures", "max_backoff", "retry_at", "threshold")
 
-    def __init__(
-        self, threshold: int = 3, backoff: float = 0.1, max_backoff: float = 30.0
-    ) -> None:
+    def __init__(self, threshold: int = 3, backoff: float = 0.1, max_backoff: float = 30.0) -> None:
         if not isinstance(threshold, int) or isinstance(threshold, bool):
             raise TypeError(f"threshold must be an int, not {threshold!r}")
         if threshold < 1:

@@ -83,4 +83,6 @@ class Care:
     ) -> contextlib.AbstractContextManager[None]:
         if self._monitor is None:
             return contextlib.nullcontext()
-        return self._monitor.guard(conn.fileno(), self._test_timeout if seconds is None else seconds)
+        return self._monitor.guard(
+            conn.fileno(), self._test_timeout if seconds is None else seconds
+        )

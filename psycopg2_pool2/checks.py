@@ -50,7 +50,16 @@ def flag(name: str, value: Any) -> bool:
 
 def function(name: str, value: Any, *also: Any) -> Any:
     """Accept a callable, or one of ``also``."""
-    if not callable(value) and not any(value is other or value == other for other in also):
+    if not callable(value) and not any(
+        value is x or (isinstance(x, str) and value == x) for x in also
+    ):
         names = " or ".join(["a callable", *map(repr, also)])
         raise TypeError(f"{name} must be {names}, not {value!r}")
+    return value
+
+
+def instance(name: str, value: Any, wanted: type) -> Any:
+    """Accept an instance of a class, or None."""
+    if value is not None and not isinstance(value, wanted):
+        raise TypeError(f"{name} must be a {wanted.__name__}, not {value!r}")
     return value

@@ -90,9 +90,7 @@ class ReturningConnection(Returning, connection):
     __slots__ = ("pool_baseline", "pool_home", "pool_record")
 
 
-def pooled_factory(
-    factory: Callable[..., Any] | None, returning: bool
-) -> Callable[..., Any]:
+def pooled_factory(factory: Callable[..., Any] | None, returning: bool) -> Callable[..., Any]:
     """Return the connection factory that a pool passes to psycopg2.
 
     A class is subclassed.  Any other callable is called, and the class of what

@@ -45,11 +45,10 @@ DEFAULTS: Mapping[str, object] = {
 }
 """libpq settings added where the program is silent; none needs support from the server."""
 
-_settings = attrgetter(
-    "autocommit", "isolation_level", "readonly", "deferrable", "cursor_factory"
-)
+_settings = attrgetter("autocommit", "isolation_level", "readonly", "deferrable", "cursor_factory")
 _set_autocommit = ext.connection.autocommit.__set__  # type: ignore[attr-defined]
 _set_session = ext.connection.set_session
+_DEFAULTS: Any = ("DEFAULT", "DEFAULT", "DEFAULT")
 # A NOTIFY is one message; so many at once mean that somebody keeps sending them.
 _MOST_POLLS = 1000
 
@@ -102,9 +101,11 @@ class Connector:
         if self._connect_params is not None:
             kwargs.update(self._connect_params())
         parameters = self._parse(kwargs)
-        for name, value in DEFAULTS.items():
-            if name not in parameters and not _in_environment(name):
-                kwargs[name] = value
+        kwargs |= {
+            name: value
+            for name, value in DEFAULTS.items()
+            if name not in parameters and not _in_environment(name)
+        }
         if seconds is not None:
             kwargs["connect_timeout"] = _shorter(kwargs.get("connect_timeout"), seconds)
         try:
@@ -139,6 +140,8 @@ class Connector:
         """Return libpq's parameters as dsn and keywords give them."""
         own = {"dsn", "connection_factory", "cursor_factory", "async", "async_"}
         dsn = kwargs.get("dsn") or ""
+        if not isinstance(dsn, (str, bytes)):
+            raise TypeError(f"dsn must be a str, not {type(dsn).__name__}")
         keywords = {k: v for k, v in kwargs.items() if k not in own and v is not None}
         if "database" in keywords:
             keywords.setdefault("dbname", keywords.pop("database"))
@@ -146,6 +149,10 @@ class Connector:
             return dict(ext.parse_dsn(ext.make_dsn(dsn, **keywords)))
         except psycopg2.ProgrammingError as error:
             raise psycopg2.ProgrammingError(_without_quotes(str(error), keywords)) from None
+
+    def is_busy(self, conn: Connection) -> bool:
+        """Tell whether a statement may still be running."""
+        return not conn.closed and bool(conn.get_transaction_status() == ACTIVE)
 
     # -- testing -----------------------------------------------------------
 
@@ -161,7 +168,7 @@ class Connector:
         try:
             for _ in range(_MOST_POLLS):
                 if not _readable(conn.fileno()):
-                    return conn.get_transaction_status() == IDLE
+                    return bool(conn.get_transaction_status() == IDLE)
                 conn.poll()
                 conn.notices, conn.notifies = [], []  # of a LISTEN left behind by a borrower
         except (psycopg2.Error, OSError, ValueError):
@@ -270,7 +277,7 @@ def _autocommit(conn: Connection) -> Any:
     _, isolation, readonly, deferrable, _ = _settings(conn)
     aside = (isolation, readonly, deferrable) != (None, None, None)
     if aside:
-        _set_session(conn, "DEFAULT", "DEFAULT", "DEFAULT")
+        _set_session(conn, *_DEFAULTS)
     _set_autocommit(conn, True)
     try:
         yield
@@ -284,9 +291,9 @@ def _autocommit(conn: Connection) -> Any:
 def _set_characteristics(conn: Connection, isolation: Any, readonly: Any, deferrable: Any) -> None:
     _set_session(
         conn,
-        "DEFAULT" if isolation is None else isolation,
-        "DEFAULT" if readonly is None else readonly,
-        "DEFAULT" if deferrable is None else deferrable,
+        isolation if isolation is not None else _DEFAULTS[0],
+        readonly if readonly is not None else _DEFAULTS[1],
+        deferrable if deferrable is not None else _DEFAULTS[2],
     )
 
 
@@ -300,7 +307,7 @@ def _restore_settings(conn: Connection) -> None:
     """
     autocommit, isolation, readonly, deferrable, cursor_factory = conn.pool_baseline
     if not conn.autocommit:
-        _set_session(conn, "DEFAULT", "DEFAULT", "DEFAULT")
+        _set_session(conn, *_DEFAULTS)
     _set_autocommit(conn, autocommit)
     _set_characteristics(conn, isolation, readonly, deferrable)
     ext.connection.cursor_factory.__set__(conn, cursor_factory)  # type: ignore[attr-defined]
@@ -349,4 +356,5 @@ def _without_quotes(message: str, keywords: Mapping[str, Any]) -> str:
     def blank(match: re.Match[str]) -> str:
         return match.group() if match.group(1) in keywords else '"…"'
 
-    return re.sub(r'"([^"]*)"', blank, message.strip()).replace('missing "…" after', "missing = after")
+    told = re.sub(r'"([^"]*)"', blank, message.strip())
+    return told.replace('missing "…" after', "missing = after")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import traceback
 from dataclasses import dataclass, field
 
-_OWN_FILES = ("pool.py", "loans.py", "loan.py", "contextlib.py")
+_OWN_FOLDER = os.path.dirname(__file__)
 _DEPTH = 8
 
 
@@ -30,7 +31,7 @@ def borrower() -> object:
 def call_site() -> str:
     """Return the innermost frames outside the pool, the last call last."""
     frames = traceback.extract_stack(sys._getframe(1))
-    outside = [f for f in frames if not f.filename.endswith(_OWN_FILES)][-_DEPTH:]
+    outside = [f for f in frames if os.path.dirname(f.filename) != _OWN_FOLDER][-_DEPTH:]
     return "".join(traceback.format_list(outside)).rstrip()
 
 

@@ -83,13 +83,14 @@ class Monitor:
 
     # -- clients -----------------------------------------------------------
 
-    def add_client(self, client: Any) -> None:
-        """Run as long as ``client`` lives or until it is removed."""
+    def serve(self, client: Any, num_workers: int) -> None:
+        """Run as long as ``client`` lives, or until it is dismissed; with so many workers."""
         with self._lock:
+            self.workers.base = max(self.workers.base, num_workers)
             self._clients.add(weakref.ref(client, self._forget))
             self._start_locked()
 
-    def remove_client(self, client: Any) -> None:
+    def dismiss(self, client: Any) -> None:
         """Stop running for this client; harmless when repeated."""
         with self._lock:
             self._clients.discard(weakref.ref(client))
@@ -179,11 +180,7 @@ class Monitor:
 
     def _run(self) -> None:
         while not self._finished():
-            try:
-                self._run_once()
-            except Exception:
-                logger.exception("the monitor failed; it goes on")
-                time.sleep(_RELIEF_INTERVAL)
+            self._run_safely()
         self.workers.stop()
 
     def _finished(self) -> bool:
@@ -194,6 +191,13 @@ class Monitor:
             self._guard_tick = None
             self._thread = None
             return True
+
+    def _run_safely(self) -> None:
+        try:
+            self._run_once()
+        except Exception:
+            logger.exception("the monitor failed; it goes on")
+            time.sleep(_RELIEF_INTERVAL)
 
     def _run_once(self) -> None:
         for fd in self._sleeper.sleep(self._pause()):

@@ -6,46 +6,36 @@ import atexit
 import contextlib
 import ipaddress
 import itertools
-import logging
 import math
 import os
 import time
 import weakref
 from collections.abc import Callable, Hashable, Mapping
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any
 
 import psycopg2
 from psycopg2.extensions import STATUS_READY
 
 from . import checks
+from .blocks import LoanBlock, TransactionBlock
 from .breaker import CircuitBreaker
 from .care import Care
-from .connector import ACTIVE, Connection, Connector, Reset, Test
-from .errors import (
-    PoolClosed,
-    PoolDeadlock,
-    PoolError,
-    PoolExhausted,
-    PoolTimeout,
-    TooManyRequests,
-)
+from .connector import Connection, Connector, Reset, Test
+from .desk import Desk
+from .errors import PoolClosed, PoolError
 from .failures import says_lost
-from .keyed import KeyedLoans
-from .loan import LoanBlock, TransactionBlock
-from .loans import Loan, borrower
 from .monitor import Monitor, get_monitor
+from .options import PoolOptions
+from .report import Report
 from .stats import Counters, PoolStats
-from .store import Record, Store, Waiter
+from .store import Record, Store
 from .supply import EndpointStats, Supply
 from .timing import Clock, Deadline
-from .upkeep import Limits, Upkeep
-
-logger = logging.getLogger("psycopg2_pool2")
+from .upkeep import Upkeep
 
 _POOL_DEFAULT: Any = type("POOL_DEFAULT", (), {"__repr__": lambda self: "the pool's timeout"})()
 _LOOK_AGAIN = 0.5
-"""Seconds after which a waiter looks around by itself, whatever became of his wake-up."""
 
 _numbers = itertools.count(1)
 _pools: weakref.WeakSet[ConnectionPool] = weakref.WeakSet()
@@ -157,40 +147,32 @@ class ConnectionPool:
         **connect_kwargs: Any,
     ) -> None:
         sizes = checks.sizes(minconn, maxconn)
-        self._limits = Limits(
-            idle_timeout=checks.seconds("idle_timeout", idle_timeout, optional=True),
-            reap_idle_interval=checks.seconds("reap_idle_interval", reap_idle_interval),
-            lifetime_timeout=checks.seconds("lifetime_timeout", lifetime_timeout, optional=True),
-            health_check_interval=checks.seconds("health_check_interval", health_check_interval),
-            leak_timeout=checks.seconds("leak_timeout", leak_timeout, optional=True, positive=True),
+        self._options = PoolOptions(
+            idle_timeout=idle_timeout,
+            reap_idle_interval=reap_idle_interval,
+            lifetime_timeout=lifetime_timeout,
+            test_on_borrow=test_on_borrow,
+            background_prewarm=background_prewarm,
+            timeout=timeout,
+            max_waiting=max_waiting,
+            max_uses=max_uses,
+            test_idle_after=test_idle_after,
+            test_timeout=test_timeout,
+            health_check_interval=health_check_interval,
+            configure=configure,
+            reset=reset,
+            leak_timeout=leak_timeout,
+            close_returns=close_returns,
+            debug=debug,
+            num_workers=num_workers,
+            address_timeout=address_timeout,
+            resolver=resolver,
+            breaker=breaker,
+            name=name,
         )
-        if not isinstance(test_on_borrow, bool):
-            checks.function("test_on_borrow", test_on_borrow)
-        checks.flag("background_prewarm", background_prewarm)
-        self.timeout = checks.seconds("timeout", timeout, optional=True)
-        self.max_waiting = checks.count("max_waiting", max_waiting, optional=True)
-        self.max_uses = checks.count("max_uses", max_uses, least=1, optional=True)
-        self.test_idle_after = checks.seconds("test_idle_after", test_idle_after)
-        self.test_timeout = checks.seconds("test_timeout", test_timeout, positive=True)
-        checks.function("configure", configure, None)
-        checks.function("reset", reset, None, "session")
-        checks.function("connect_params", connect_params, None)
-        checks.flag("close_returns", close_returns)
-        self._debug = checks.flag("debug", debug)
-        self._num_workers = checks.count("num_workers", num_workers)
-        self.address_timeout = checks.seconds("address_timeout", address_timeout)
-        if resolver is not None and not callable(resolver) and not hasattr(resolver, "resolve"):
-            raise TypeError(f"resolver must be a Resolver or a callable, not {resolver!r}")
-        self._resolver = resolver
-        if breaker is not None and not isinstance(breaker, CircuitBreaker):
-            raise TypeError(f"breaker must be a CircuitBreaker, not {breaker!r}")
-        self._breaker = breaker or CircuitBreaker()
-        if name is not None and not isinstance(name, str):
-            raise TypeError(f"name must be a str, not {name!r}")
-        self.name = name or f"pool-{next(_numbers)}"
         self._connector = Connector(
             connect_kwargs,
-            connect_params=connect_params,
+            connect_params=checks.function("connect_params", connect_params, None),
             configure=configure,
             test=test_on_borrow,
             reset=reset,
@@ -200,82 +182,69 @@ class ConnectionPool:
         if "connect_timeout" not in self._connector.parameters:
             connect_kwargs.setdefault("connect_timeout", 5)
         self.connect_kwargs = connect_kwargs
-        self._prewarmed = False
+        self.name = name or f"pool-{next(_numbers)}"
         self._build(*sizes)
         _pools.add(self)
-        self._start(background_prewarm)
+        if not background_prewarm:
+            self._prewarm()
+        self._start()
 
     def _build(self, minconn: int, maxconn: float) -> None:
-        """Make the parts; again in a forked child, which starts empty."""
-        limits = self._limits
-        monitor: Monitor | None = get_monitor() if self._num_workers else None
-        self._monitor = monitor
-        self._counters = Counters()
-        self._popped = dict[str, Any]()
-        self._keyed = KeyedLoans()
-        self._store: Store[Connection] = Store(minconn, maxconn, self._clock)
-        self._care = Care(
-            self.name, self._connector, monitor, self.test_timeout, self._counters
-        )
-        self._supply = Supply(
+        """Put the parts together; again in a forked child, which starts empty."""
+        options, clock = self._options, self._clock
+        monitor: Monitor | None = get_monitor() if options.num_workers else None
+        counters = Counters()
+        store: Store[Connection] = Store(minconn, maxconn, clock)
+        breaker = (options.breaker or CircuitBreaker()).copy()
+        care = Care(self.name, self._connector, monitor, options.test_timeout, counters)
+        supply = Supply(
             self.name,
-            self._store,
+            store,
             self._connector,
-            self._breaker.copy(),
+            breaker,
             monitor,
-            self._num_workers,
-            self._counters,
-            self._clock,
+            options.num_workers,
+            counters,
+            clock,
         )
-        self._upkeep = Upkeep(
-            self.name,
-            self._store,
-            self._care,
-            self._supply,
-            monitor,
-            limits,
-            self._counters,
-            self._clock,
-        )
-        self._supply.introduce_to(self._upkeep.welcome)
-        self._tracks = self._debug or limits.leak_timeout is not None
-        # Where the monitor watches the sockets, a connection without marks on its
-        # record may be lent as it is; elsewhere it is probed first.
-        self._trusting = (
-            self._connector.test_on_borrow is False
+        upkeep = Upkeep(self.name, options, store, care, supply, monitor, counters, clock)
+        supply.introduce_to(upkeep.welcome)
+        report = Report(self.name, store, supply, counters, options.debug, clock)
+        self._desk = Desk(self.name, options, store, care, supply, upkeep, report, counters, clock)
+        self._monitor, self._counters, self._store = monitor, counters, store
+        self._supply, self._upkeep, self._report = supply, upkeep, report
+        self._started = self._prewarmed = False
+        # Where the monitor watches the sockets, an idle connection without a mark
+        # on its record may be lent as it is; elsewhere it is probed first.
+        self._lends_untested = (
+            options.test_on_borrow is False
             and monitor is not None
             and monitor.watches
-            and not self._tracks
+            and not options.tracks_loans
         )
-        # What has to be weighed at every return, and not only when a mark says so.
-        self._weighing = (
-            self.max_uses is not None
-            or limits.lifetime_timeout == 0
-            or limits.idle_timeout == 0
-            or monitor is None
-            or self._tracks
-            or self._connector.reset is not None
-        )
-        # Bound once: attribute look-ups are a sixth of the idle cycle.
-        self._borrow_idle = self._store.borrow
-        self._claim = self._store.claim
-        self._give_back = self._store.give_back
+        self._decides_at_return = options.decides_at_return
+        # Bound once: looking them up is a sixth of the idle cycle.
+        self._borrow = store.borrow
+        self._claim = store.claim
+        self._give_back = store.give_back
 
-    def _start(self, in_background: bool) -> None:
-        if not in_background:
-            try:
-                while self._open_missing():
-                    pass
-            except BaseException:
-                self.shutdown()
-                raise
+    def _prewarm(self) -> None:
+        try:
+            while self._open_missing():
+                pass
+        except BaseException:
+            self.shutdown()
+            raise
+
+    def _start(self) -> None:
+        """Begin what goes on in the background."""
+        self._started = True
         if self._monitor is not None:
-            self._monitor.workers.base = max(self._monitor.workers.base, self._num_workers)
-            self._monitor.add_client(self)
+            self._monitor.serve(self, self._options.num_workers)
             self._upkeep.start()
             self._supply.grow()
 
-    # -- borrowing ---------------------------------------------------------
+    # -- borrowing and returning -------------------------------------------
 
     def getconn(
         self, key: Hashable | None = None, *, timeout: float | None = _POOL_DEFAULT
@@ -291,169 +260,23 @@ class ConnectionPool:
         :class:`TooManyRequests`, :class:`PoolClosed`, :class:`PoolUnavailable`,
         or what psycopg2 or ``configure`` raised when a connection was opened.
         """
-        if self._trusting and key is None:
-            conn = self._borrow_idle()
+        conn = None
+        if self._lends_untested and key is None:
+            conn = self._borrow()
             if conn is not None and not conn.pool_record.attention:
                 return conn
-            return self._getconn(conn, timeout)
-        if key is None:
-            return self._getconn(None, timeout)
-        return self._getconn_keyed(key, timeout)
+        return self._getconn(conn, key, timeout)
 
-    def conn(self, *, timeout: float | None = _POOL_DEFAULT) -> LoanBlock:
-        """Return a context manager that borrows a connection and gives it back.
-
-        Commits nothing; what is open at the end is rolled back.
-        """
-        return LoanBlock(self, timeout)
-
-    def transaction(self, *, timeout: float | None = _POOL_DEFAULT) -> TransactionBlock:
-        """Return a context manager like :meth:`conn` that commits, or rolls back on an exception."""
-        return TransactionBlock(self, timeout)
-
-    def _getconn(self, conn: Connection | None, timeout: Any) -> Connection:
+    def _getconn(self, conn: Connection | None, key: Hashable | None, timeout: Any) -> Connection:
+        if not self._started:
+            self._start()
         if timeout is _POOL_DEFAULT:
-            timeout = self.timeout
+            timeout = self._options.timeout
         else:
             checks.seconds("timeout", timeout, optional=True)
-        deadline = Deadline(timeout, self._clock)
-        try:
-            while True:
-                if conn is None:
-                    conn = self._borrow_idle()
-                if conn is None:
-                    conn = self._wait(deadline, patient=timeout != 0)
-                if self._is_fit(conn, deadline if timeout else None):
-                    break
-                conn = None
-        except BaseException:
-            self._counters.add("requests_errors")
-            raise
-        if self._tracks:
-            conn.pool_record.loan = Loan(self._clock())
-        return conn
-
-    def _getconn_keyed(self, key: Hashable, timeout: Any) -> Connection:
-        seconds = self.timeout if timeout is _POOL_DEFAULT else timeout
-        deadline = Deadline(seconds or None, self._clock)
-        conn = self._keyed.get(key, lambda: self._getconn(None, timeout), deadline)
-        if conn is None:
-            raise self._timed_out(deadline)
-        return conn
-
-    def _wait(self, deadline: Deadline, *, patient: bool) -> Connection:
-        """Queue up until a connection is handed over."""
-        self._report_lost()
-        waiter: Waiter[Connection] = Waiter(patient, borrower() if self._debug else None)
-        try:
-            if not self._store.idle and self._store.size < self._store.maxconn:
-                self._raise_if(self._supply.refusal(patient))
-            self._request(waiter)
-            self._supply.grow()
-            while waiter.item is None:
-                self._raise_if(waiter.error)
-                self._wait_a_while(waiter, deadline)
-            conn, waiter.item = waiter.item, None
-            return conn
-        except BaseException:
-            conn = self._store.leave(waiter)
-            if conn is not None:
-                self._put_back(conn)
-            raise
-        finally:
-            self._counters.add("requests_queued")
-            self._counters.add("requests_wait_ms", deadline.elapsed() * 1000)
-
-    def _request(self, waiter: Waiter[Connection]) -> None:
-        """Enter the queue; add to a refusal what explains it."""
-        try:
-            self._store.request(waiter, self.max_waiting)
-        except (PoolExhausted, TooManyRequests) as error:
-            raise type(error)(f"{error}: {self._describe()}{self._loans()}") from None
-        except PoolClosed as error:
-            raise PoolClosed(f"{error}: {self.name!r}") from None
-
-    def _wait_a_while(self, waiter: Waiter[Connection], deadline: Deadline) -> None:
-        if self._debug and waiter.item is None:
-            self._raise_if(self._deadlock())
-        pause = deadline.slice(_LOOK_AGAIN) if waiter.patient else _LOOK_AGAIN
-        if self._monitor is None:
-            pause = self._open_for(waiter, deadline, pause)
-        if waiter.item is not None or waiter.error is not None:
-            return
-        if waiter.patient and deadline.remaining() == 0:
-            raise self._timed_out(deadline)
-        if waiter.wait(pause):
-            return
-        # Nobody came.  Normally that is so because there is nothing to bring;
-        # but a thread that was interrupted may have left its work half done.
-        self._report_lost()
-        self._supply.close_all(self._store.settle())
-        self._supply.grow()
-        if not waiter.patient and waiter.item is None:
-            if self._store.size < self._store.maxconn:
-                self._raise_if(self._supply.refusal(patient=False))
-            if len(self._store.lent) >= self._store.maxconn:
-                raise PoolExhausted(f"connection pool exhausted: {self._describe()}")
-
-    def _open_for(
-        self, waiter: Waiter[Connection], deadline: Deadline, pause: float
-    ) -> float:
-        """Without workers: open a connection oneself if there is room; return how long to wait."""
-        limit, until_allowed = self._supply.allowance()
-        if not limit:
-            return min(pause, until_allowed)
-        permit = self._store.take_permit(math.inf)
-        if permit is None:
-            return pause
-        try:
-            conn = self._supply.open(permit, deadline.remaining() if waiter.patient else None)
-        except Exception:
-            return 0.0  # the waiter has been told if it concerns him
-        self._supply.close_all(self._store.keep(conn))
-        return 0.0
-
-    def _is_fit(self, conn: Connection, deadline: Deadline | None) -> bool:
-        """Tell whether a connection may be lent; one that may not is closed.
-
-        ``deadline`` bounds the test beside ``test_timeout``.
-        """
-        record: Record = conn.pool_record
-        try:
-            record.attention = False  # before the reasons are read
-            if not record.retired and record.expires_at > self._clock():
-                limit = self.test_timeout
-                if deadline is not None:
-                    limit = max(0.001, deadline.slice(limit))
-                if self._care.is_good(conn, test=self._needs_test(record), seconds=limit):
-                    return True
-                self._counters.add("connections_lost")
-        except BaseException:
-            self._drop(conn)
-            raise
-        self._drop(conn)
-        return False
-
-    def _needs_test(self, record: Record) -> bool:
-        if not self._connector.test_on_borrow:
-            return False
-        if record.suspect or not self.test_idle_after:
-            return True
-        return self._clock() - record.idle_since >= self.test_idle_after
-
-    def _drop(self, conn: Connection) -> None:
-        """Close a connection that was about to be lent."""
-        with contextlib.suppress(KeyError):
-            self._claim(conn.pool_record)
-        self._supply.discard(conn)
-
-    def _put_back(self, conn: Connection) -> None:
-        """Return a connection that was handed over but not used."""
-        with contextlib.suppress(KeyError):
-            self._claim(conn.pool_record)
-            self._supply.close_all(self._store.keep(conn, oldest=True))
-
-    # -- returning ---------------------------------------------------------
+        if key is None:
+            return self._desk.lend(conn, timeout)
+        return self._desk.lend_keyed(key, timeout)
 
     def putconn(self, conn: Connection, key: Hashable | None = None, close: bool = False) -> None:
         """Give a borrowed connection back; with ``close`` it is closed.
@@ -461,7 +284,8 @@ class ConnectionPool:
         A transaction that is open is rolled back.  A connection that is lost, or
         in the middle of something, is closed: never an error.  Costs nothing on
         the network when no transaction is open, one round trip otherwise, and
-        one more with ``reset="session"``.
+        one more with ``reset="session"``.  ``key`` is accepted for psycopg2's
+        sake; the pool knows it.
 
         Raises :class:`PoolError` for a connection that is not in use, such as
         one of another pool or one that was returned before.
@@ -472,116 +296,75 @@ class ConnectionPool:
         except (AttributeError, KeyError):
             self._refuse(conn)
             return
+        # The driver is asked here and not in the connector, whose call would be
+        # a tenth of the idle cycle.
         if (
             record.attention
             or close
-            or self._weighing
+            or self._decides_at_return
             or conn.get_transaction_status()
             or conn.status != STATUS_READY
             or conn.notices
             or conn.notifies
         ):
-            self._return_with_care(conn, record, key, close)
+            self._desk.take_back(conn, record, close)
         else:
             leftovers = self._give_back(conn, record)
             if leftovers:
                 self._supply.close_all(leftovers)
 
-    def _return_with_care(
-        self, conn: Connection, record: Record, key: Hashable | None, close: bool
-    ) -> None:
-        try:
-            if record.key is not None:
-                self._keyed.end(record)
-            loan, record.loan = record.loan, None
-            if loan is not None and loan.warned:
-                logger.info(
-                    "pool %r: a connection came back after %.1f s in use by thread %r",
-                    self.name,
-                    self._clock() - loan.since,
-                    loan.thread,
-                )
-            keep = None
-            if self._is_worth_keeping(record, close):
-                keep = self._care.tidy(conn, record)
-        except BaseException:
-            self._retire(conn, record)
-            raise
-        if keep:
-            self._supply.close_all(self._give_back(conn, record))
-            if self._monitor is None:
-                self._upkeep.run_without_thread()
-        elif keep is None:
-            at_once = close or self._limits.idle_timeout == 0 or self._store.closed
-            self._retire(conn, record, at_once=at_once)
-        else:
-            self._counters.add("returns_bad")
-            self._discard_lost(conn, record)
-
-    def _is_worth_keeping(self, record: Record, close: bool) -> bool:
-        if close or self._store.closed or record.retired:
-            return False
-        if self.max_uses is not None and record.uses + 1 >= self.max_uses:
-            return False
-        if self._limits.lifetime_timeout == 0 or record.expires_at <= self._clock():
-            return False
-        if self._limits.idle_timeout == 0 and not self._store.waiters:
-            return not self._store.is_above_floor()
-        return True
-
-    def _discard_lost(self, conn: Connection, record: Record) -> None:
-        record.uses += 1
-        if not conn.closed and conn.get_transaction_status() == ACTIVE:
-            self._supply.abort(conn)
-        else:
-            self._supply.discard(conn, at_once=True)
-
-    def _retire(self, conn: Connection, record: Record, *, at_once: bool = False) -> None:
-        record.uses += 1
-        self._counters.add("connections_retired")
-        self._supply.discard(conn, at_once=at_once)
-
     def _refuse(self, conn: Any) -> None:
         """Raise for a connection that is not in use, unless this process only inherited it."""
-        record = getattr(conn, "pool_record", None)
-        if isinstance(record, Record) and record.pid != os.getpid():
-            return
-        if not isinstance(record, Record):
-            raise PoolError(
-                f"trying to put unkeyed connection: it does not belong to pool {self.name!r}"
-            )
-        if record not in self._store.all_records():
-            raise PoolError(
-                "trying to put unkeyed connection: it does not, or no longer,"
-                f" belong to pool {self.name!r}"
-            )
-        raise PoolError(
-            f"trying to put unkeyed connection: it was returned to pool {self.name!r} before"
-        )
+        if not _is_inherited(conn):
+            raise self._desk.refuse(conn)
+
+    def conn(self, timeout: float | None = _POOL_DEFAULT) -> LoanBlock:
+        """Return a context manager that borrows a connection and gives it back.
+
+        Commits nothing; what is open at the end is rolled back.  ``timeout`` is
+        that of :meth:`getconn`.
+        """
+        return LoanBlock(self, timeout)
+
+    def transaction(self, timeout: float | None = _POOL_DEFAULT) -> TransactionBlock:
+        """Return a context manager like :meth:`conn`: commits, or rolls back on an exception."""
+        return TransactionBlock(self, timeout)
 
     def _end_block(
         self, conn: Connection, uses: int, since: float, error: BaseException | None
     ) -> None:
-        """Return the connection of a ``with`` block."""
+        """Return the connection of a ``with`` block, unless it was detached or inherited."""
         record: Record = conn.pool_record
-        if record.pid != os.getpid() or record not in self._store.lent or record.uses != uses:
-            if record.pid == os.getpid() and record.uses != uses and error is None:
-                raise PoolError(f"a connection of pool {self.name!r} was returned inside its block")
+        if _is_inherited(conn):
             return
         self._counters.add("usage_ms", (self._clock() - since) * 1000)
-        if error is not None and says_lost(error):
-            self.putconn(conn, close=True)
-        else:
-            self.putconn(conn)
+        if record in self._store.lent and record.uses == uses:
+            self.putconn(conn, close=error is not None and says_lost(error))
+        elif record in self._store.all_records() and error is None:
+            raise PoolError(f"a connection of pool {self.name!r} was returned inside its block")
 
     def _take_back(self, conn: Connection) -> bool:
         """Serve ``conn.close()`` under ``close_returns``; False if it is to be closed really."""
         record: Record = conn.pool_record
         if record not in self._store.lent:
-            # Closing twice is harmless in psycopg2 too.
+            # Closing twice is harmless, as in psycopg2.
             return record in self._store.all_records()
         self.putconn(conn)
         return True
+
+    def detach(self, conn: Connection) -> Connection:
+        """Take a borrowed connection out of the pool for good, and return it.
+
+        Its slot is free at once; closing it is the caller's business.  Raises
+        :class:`PoolError` if it is not in use.
+        """
+        try:
+            self._claim(conn.pool_record)
+        except (AttributeError, KeyError):
+            self._refuse(conn)
+        else:
+            self._desk.detach(conn, conn.pool_record)
+        return conn
 
     # -- the whole pool ----------------------------------------------------
 
@@ -592,7 +375,7 @@ class ConnectionPool:
         Keeps ``minconn``.  Safe to call from any thread; a pool without workers
         also replaces here what is too old or missing.
         """
-        self._report_lost()
+        self._upkeep.collect_lost()
         reaped = self._upkeep.reap()
         if self._monitor is None:
             self._upkeep.rotate()
@@ -607,19 +390,19 @@ class ConnectionPool:
         return bad
 
     def wait(self, timeout: float = 30) -> None:
-        """Block until ``minconn`` are open; raise :class:`PoolTimeout` after ``timeout`` seconds."""
+        """Block until ``minconn`` are open, or raise :class:`PoolTimeout` after so many seconds."""
         deadline = Deadline(checks.seconds("timeout", timeout), self._clock)
-        while not self.prewarmed_now():
+        while not self._is_warm():
             if self._store.closed:
                 raise PoolClosed(f"connection pool is closed: {self.name!r}")
             if deadline.remaining() == 0:
-                raise self._timed_out(deadline)
+                raise self._report.timed_out(deadline)
             if self._monitor is None:
                 self._open_missing()
             else:
                 self._supply.grow()
                 self._supply.opened.clear()
-                if not self.prewarmed_now():
+                if not self._is_warm():
                     self._supply.opened.wait(deadline.slice(_LOOK_AGAIN))
 
     def resize(self, minconn: int, maxconn: float) -> None:
@@ -639,26 +422,6 @@ class ConnectionPool:
             record.retired = record.attention = True
         self.discard_all_idle()
 
-    def detach(self, conn: Connection) -> Connection:
-        """Take a borrowed connection out of the pool for good, and return it.
-
-        Its slot is free at once; closing it is the caller's business.  Raises
-        :class:`PoolError` if it is not in use.
-        """
-        try:
-            record = conn.pool_record
-            self._claim(record)
-        except (AttributeError, KeyError):
-            self._refuse(conn)
-            return conn
-        if record.key is not None:
-            self._keyed.end(record)
-        self._supply.unwatch(conn)
-        record.uses += 1
-        self._counters.add("connections_detached")
-        self._supply.release(record)
-        return conn
-
     def shutdown(self, timeout: float | None = None) -> None:
         """Close the pool; harmless when repeated.
 
@@ -671,14 +434,14 @@ class ConnectionPool:
         self._upkeep.stop()
         self._supply.stop()
         self._supply.close_all(leftovers)
-        self._report_lost()
+        self._upkeep.collect_lost()
         if self._monitor is not None:
-            self._monitor.remove_client(self)
+            self._monitor.dismiss(self)
         if timeout is not None:
             deadline = Deadline(timeout, self._clock)
             while self._store.size and deadline.remaining():
                 self._supply.emptied.wait(deadline.slice(_LOOK_AGAIN))
-                self._report_lost()
+                self._upkeep.collect_lost()
 
     close = shutdown
     closeall = shutdown
@@ -717,22 +480,22 @@ class ConnectionPool:
     @property
     def idle_timeout(self) -> float | None:
         """Seconds of idleness, or of being needed by nobody, after which one is closed."""
-        return self._limits.idle_timeout
+        return self._options.idle_timeout
 
     @property
     def lifetime_timeout(self) -> float | None:
         """Seconds after which a connection is replaced."""
-        return self._limits.lifetime_timeout
+        return self._options.lifetime_timeout
 
     @property
     def reap_idle_interval(self) -> float:
         """Seconds between two reapings; 0 if only from outside."""
-        return self._limits.reap_idle_interval
+        return self._options.reap_idle_interval
 
     @property
     def test_on_borrow(self) -> Test:
         """What is done before a connection is lent."""
-        return self._connector.test_on_borrow
+        return self._options.test_on_borrow
 
     @property
     def closed(self) -> bool:
@@ -742,11 +505,10 @@ class ConnectionPool:
     @property
     def prewarmed(self) -> bool:
         """Whether ``minconn`` have been open at some time."""
-        self._prewarmed = self._prewarmed or self.prewarmed_now()
+        self._prewarmed = self._prewarmed or self._is_warm()
         return self._prewarmed
 
-    def prewarmed_now(self) -> bool:
-        """Tell whether ``minconn`` are open now."""
+    def _is_warm(self) -> bool:
         return not self._store.missing
 
     @property
@@ -771,80 +533,27 @@ class ConnectionPool:
 
     def stats(self) -> PoolStats:
         """Return how many are in use and how many are idle."""
-        self._report_lost()
+        self._upkeep.collect_lost()
         return PoolStats(len(self._store.lent), len(self._store.idle))
 
     def get_stats(self) -> dict[str, Any]:
         """Return gauges and counters under psycopg_pool's names, and this pool's own after them."""
-        self._report_lost()
-        store, sums = self._store, self._counters.read()
-        stats: dict[str, Any] = {
-            "pool_min": store.minconn,
-            "pool_max": store.maxconn,
-            "pool_size": store.size,
-            "pool_available": len(store.idle),
-            "requests_waiting": len(store.waiters),
-            "requests_num": store.requests(),
-        }
-        stats.update(sums)
-        stats["pool_in_use"] = len(store.lent)
-        stats["pool_opening"] = store.opening
-        return stats
+        self._upkeep.collect_lost()
+        return self._report.figures()
 
     def pop_stats(self) -> dict[str, Any]:
         """Return :meth:`get_stats` with the counters as they grew since the last such call."""
-        stats = self.get_stats()
-        counters = {"requests_num", *Counters.NAMES}
-        popped, self._popped = self._popped, {name: stats[name] for name in counters}
-        return {name: value - popped.get(name, 0) for name, value in stats.items()}
+        self._upkeep.collect_lost()
+        return self._report.pop_figures()
 
     def endpoints(self) -> list[EndpointStats]:
         """Return what is known of the places that the pool connects to."""
         return [self._supply.endpoint()]
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._describe()}>"
+        return f"<{type(self).__name__} {self._report.describe()}>"
 
     # -- helpers -----------------------------------------------------------
-
-    def _describe(self) -> str:
-        store = self._store
-        return (
-            f"pool {self.name!r} (in use {len(store.lent)}, idle {len(store.idle)},"
-            f" opening {store.opening}, waiting {len(store.waiters)}, maxconn {store.maxconn})"
-        )
-
-    def _loans(self) -> str:
-        """Tell who has the connections, in debug mode."""
-        if not self._debug:
-            return ""
-        loans = [record.loan for record in self._store.lent.copy() if record.loan]
-        told = [f"\nin use for {self._clock() - x.since:.1f} s by {x.thread!r}:\n{x.site}" for x in loans]
-        return "".join(told)
-
-    def _timed_out(self, deadline: Deadline) -> PoolTimeout:
-        cause = self._supply.last_error
-        told = f"; the last error: {cause}" if cause is not None else ""
-        error = PoolTimeout(
-            f"no connection within {deadline.elapsed():.2f} s: {self._describe()}{told}{self._loans()}"
-        )
-        error.__cause__ = cause
-        return error
-
-    def _deadlock(self) -> PoolDeadlock | None:
-        """Return the error if every connection is held by somebody who waits for another one."""
-        store = self._store
-        waiting = {waiter.borrower for waiter in list(store.waiters)}
-        loans = [record.loan for record in store.lent.copy()]
-        if len(loans) < store.maxconn or not all(x and x.who in waiting for x in loans):
-            return None
-        return PoolDeadlock(
-            f"every borrower waits for another connection: {self._describe()}{self._loans()}"
-        )
-
-    def _raise_if(self, error: BaseException | None) -> None:
-        if error is not None:
-            raise error
 
     def _open_missing(self) -> bool:
         """Open one connection in this thread if fewer than ``minconn`` are; tell whether it did."""
@@ -856,20 +565,6 @@ class ConnectionPool:
         self._supply.close_all(self._store.keep(self._supply.open(permit)))
         return True
 
-    def _report_lost(self) -> None:
-        """Free the slots of connections that were collected, and tell of those in use."""
-        for record, was_lent in self._store.collect_lost():
-            self._counters.add("connections_leaked" if was_lent else "connections_lost")
-            if was_lent:
-                where = f", borrowed at:\n{record.loan.site}" if record.loan else ""
-                logger.warning(
-                    "pool %r: a connection was dropped without being returned;"
-                    " its slot is free again%s",
-                    self.name,
-                    where,
-                )
-            self._supply.grow()
-
     def _after_fork_in_child(self) -> None:
         """Start empty: the parent's sessions are neither used nor closed."""
         inherited = self._store
@@ -880,8 +575,12 @@ class ConnectionPool:
         self._build(inherited.minconn, inherited.maxconn)
         if closed:
             self._store.close()
-        elif self._monitor is not None:
-            self._monitor.add_client(self)
+
+
+def _is_inherited(conn: Any) -> bool:
+    """Tell whether the connection belongs to a process of which this is a forked child."""
+    record = getattr(conn, "pool_record", None)
+    return isinstance(record, Record) and record.pid != os.getpid()
 
 
 def _close_all_pools() -> None:

@@ -84,7 +84,9 @@ class Record(weakref.ref[Any]):
     suspect: bool
     uses: int
 
-    def __new__(cls, item: Any, callback: Callable[[Record], None], now: float) -> Record:
+    def __new__(  # noqa: D102
+        cls, item: Any, callback: Callable[[Record], None], now: float
+    ) -> Record:
         return super().__new__(cls, item, callback)
 
     def __init__(self, item: Any, callback: Callable[[Record], None], now: float) -> None:
@@ -276,9 +278,7 @@ class Store(Generic[T]):
             item, waiter.item = waiter.item, None
         return item
 
-    def fail_waiters(
-        self, make_error: Callable[[], BaseException], *, patient: bool = True
-    ) -> int:
+    def fail_waiters(self, make_error: Callable[[], BaseException], *, patient: bool = True) -> int:
         """Have waiters raise, all of them or only the impatient; return how many."""
         with self._lock:
             # Invariant: each waiter gets a connection or an error, not both.
@@ -361,6 +361,11 @@ class Store(Generic[T]):
         with self._lock:
             # Invariant: reaping never goes below minconn.
             return self._live_locked() > self.minconn and self.withdraw(item, leaving=True)
+
+    def has_room(self) -> bool:
+        """Tell whether one more may be opened."""
+        with self._lock:
+            return len(self.records) + len(self._permits) < self.maxconn
 
     def is_above_floor(self) -> bool:
         """Tell whether one may be closed without undercutting ``minconn``."""

@@ -74,7 +74,7 @@ class Supply:
         self._most_at_once = max(1, num_workers)
         self._counters = counters
         self._clock = clock
-        self._welcome: weakref.WeakMethod[Any] | None = None
+        self._welcome: weakref.WeakMethod[Callable[[Connection, Record], None]] | None = None
         self.opened = threading.Event()  # set whenever one has been opened
         self.emptied = threading.Event()  # closed, and nothing is open any more
         self._lock = threading.RLock()  # guards what follows
@@ -93,6 +93,16 @@ class Supply:
     def introduce_to(self, welcome: Callable[[Connection, Record], None]) -> None:
         """Call a method, held weakly, with each new connection."""
         self._welcome = weakref.WeakMethod(welcome)
+
+    def _introduce(self, conn: Connection, record: Record) -> None:
+        welcome = None if self._welcome is None else self._welcome()
+        if welcome is not None:
+            welcome(conn, record)
+
+    @property
+    def has_workers(self) -> bool:
+        """Whether there are threads of ours to open and close connections."""
+        return self._monitor is not None
 
     # -- opening -----------------------------------------------------------
 
@@ -134,9 +144,7 @@ class Supply:
         try:
             conn = self._connector.open(seconds)
             record = self._store.admit(permit, conn)
-            welcome = self._welcome and self._welcome()
-            if welcome is not None:
-                welcome(conn, record)
+            self._introduce(conn, record)
         except BaseException as error:
             if conn is not None:
                 self._connector.close(conn)
@@ -222,7 +230,7 @@ class Supply:
         return self._last_error
 
     def refusal(self, patient: bool) -> BaseException | None:
-        """Return what to raise to somebody who cannot be served by an idle connection, if anything."""
+        """Return what to raise to a borrower whom nothing idle can serve, if anything."""
         with self._lock:
             now = self._clock()
             final, last = self._final_error, self._last_error
@@ -270,8 +278,11 @@ class Supply:
         else:
             self._monitor.submit(functools.partial(self._close, conn, self._connector.close))
 
-    def abort(self, conn: Connection) -> None:
-        """Like :meth:`discard`, for one that may be in the middle of something."""
+    def discard_broken(self, conn: Connection) -> None:
+        """Like :meth:`discard`, for one that is lost or in the middle of something."""
+        if not self._connector.is_busy(conn):
+            self.discard(conn, at_once=True)
+            return
         self._store.condemn(conn.pool_record)
         if self._monitor is None:
             self._close(conn, self._connector.abort)

@@ -14,12 +14,12 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from .care import Care
 from .connector import Connection
 from .monitor import Monitor, Timer
+from .options import PoolOptions
 from .stats import Counters
 from .store import Record, Store
 from .supply import Supply
@@ -34,17 +34,6 @@ SWEEP_INTERVAL = 1.0
 LIFETIME_JITTER = 0.1
 LONGEST_LEAD = 5.0
 """Seconds, at most, by which a replacement is opened before its predecessor's time is over."""
-
-
-@dataclass
-class Limits:
-    """The times that upkeep goes by; seconds, None for never."""
-
-    idle_timeout: float | None
-    reap_idle_interval: float
-    lifetime_timeout: float | None
-    health_check_interval: float
-    leak_timeout: float | None
 
 
 class Duty:
@@ -67,11 +56,11 @@ class Upkeep:
     def __init__(
         self,
         name: str,
+        options: PoolOptions,
         store: Store[Connection],
         care: Care,
         supply: Supply,
         monitor: Monitor | None,
-        limits: Limits,
         counters: Counters,
         clock: Clock,
     ) -> None:
@@ -80,7 +69,7 @@ class Upkeep:
         self._care = care
         self._supply = supply
         self._monitor = monitor
-        self.limits = limits
+        self._options = options
         self._counters = counters
         self._clock = clock
         self._lock = threading.RLock()  # guards the schedule and the low-water marks
@@ -97,13 +86,13 @@ class Upkeep:
     def start(self) -> None:
         """Begin to do the duties."""
         now = self._clock()
-        limits = self.limits
+        options = self._options
         plan: list[tuple[float | None, Callable[[], object]]] = [
-            (REFILL_INTERVAL, self._supply.grow),
-            (limits.reap_idle_interval, self.reap),
-            (limits.idle_timeout and limits.idle_timeout / 4, self.mark_low_water),
-            (limits.health_check_interval, self.check_health),
-            (limits.leak_timeout and limits.leak_timeout / 4, self.warn_of_leaks),
+            (REFILL_INTERVAL, self.refill),
+            (options.reap_idle_interval, self.reap),
+            (options.idle_timeout and options.idle_timeout / 4, self.mark_low_water),
+            (options.health_check_interval, self.check_health),
+            (options.leak_timeout and options.leak_timeout / 4, self.warn_of_leaks),
         ]
         if self._monitor is not None and not self._monitor.watches:
             plan.append((SWEEP_INTERVAL, self.sweep))
@@ -119,7 +108,7 @@ class Upkeep:
                 self._timer.cancel()
 
     def run_without_thread(self) -> None:
-        """Do at most one thing that is due: close the connection idle longest if its time is over."""
+        """Close the connection that has been idle longest, if its time is over."""
         try:
             conn = self._store.idle[0]
         except IndexError:
@@ -128,7 +117,7 @@ class Upkeep:
         if record.retired or record.expires_at <= now:
             if self._store.withdraw(conn, leaving=True):
                 self._supply.discard(conn)
-        elif self.limits.reap_idle_interval:
+        elif self._options.reap_idle_interval:
             self.reap(most=1)
 
     def run(self) -> None:
@@ -155,11 +144,16 @@ class Upkeep:
                 self._timer.cancel()
             self._timer = self._monitor.call_later(pause, self.run)
 
+    def refill(self) -> None:
+        """See that ``minconn`` are open, what was lost unnoticed included."""
+        self.collect_lost()
+        self._supply.grow()
+
     # -- new connections ---------------------------------------------------
 
     def welcome(self, conn: Connection, record: Record) -> None:
         """Take a new connection into care: its lifetime begins, its socket is watched."""
-        lifetime = self.limits.lifetime_timeout
+        lifetime = self._options.lifetime_timeout
         if lifetime:
             record.expires_at = record.born + jitter(lifetime, LIFETIME_JITTER)
             with self._lock:
@@ -193,12 +187,12 @@ class Upkeep:
 
     def reap(self, most: float = math.inf) -> int:
         """Close what has been idle too long, and what nobody needed; return how many."""
-        idle_timeout = self.limits.idle_timeout
+        idle_timeout = self._options.idle_timeout
         if idle_timeout is None:
             return 0
         now = self._clock()
         surplus = self.mark_low_water()
-        reaped = []
+        reaped: list[Connection] = []
         for conn in list(self._store.idle):
             expendable = conn.pool_record.idle_since <= now - idle_timeout or len(reaped) < surplus
             if expendable and len(reaped) < most and self._store.withdraw_surplus(conn):
@@ -219,7 +213,7 @@ class Upkeep:
         With FIFO borrowing every connection is used in turn, so that none is
         ever idle for long although most are needed by nobody.
         """
-        span = self.limits.idle_timeout
+        span = self._options.idle_timeout
         if not span:
             return 0
         with self._lock:
@@ -267,13 +261,13 @@ class Upkeep:
             self._supply.discard(conn, at_once=True)
 
     def _lead(self) -> float:
-        return min(LONGEST_LEAD, (self.limits.lifetime_timeout or 0.0) * 0.02)
+        return min(LONGEST_LEAD, (self._options.lifetime_timeout or 0.0) * 0.02)
 
     # -- health ------------------------------------------------------------
 
     def check_health(self) -> int:
         """Test what has been idle for ``health_check_interval``; return how many were bad."""
-        return self.check(self._clock() - self.limits.health_check_interval)
+        return self.check(self._clock() - self._options.health_check_interval)
 
     def check(self, idle_since: float = math.inf) -> int:
         """Test all idle connections that have been idle since then; return how many were bad.
@@ -299,16 +293,30 @@ class Upkeep:
 
     # -- leaks -------------------------------------------------------------
 
+    def collect_lost(self) -> None:
+        """Free the slots of connections that were collected, and tell of those in use."""
+        for record, was_lent in self._store.collect_lost():
+            self._counters.add("connections_leaked" if was_lent else "connections_lost")
+            if was_lent:
+                logger.warning(
+                    "pool %r: a connection was dropped without being returned;"
+                    " its slot is free again%s",
+                    self.name,
+                    f"; it was borrowed at:\n{record.loan.site}" if record.loan else "",
+                )
+            self._supply.grow()
+
     def warn_of_leaks(self) -> None:
         """Log each loan that has lasted for ``leak_timeout``, once, with its origin."""
-        timeout = self.limits.leak_timeout
+        timeout = self._options.leak_timeout
         now = self._clock()
         for record in self._store.lent.copy():
             loan: Any = record.loan
             if timeout and loan and not loan.warned and now - loan.since >= timeout:
                 loan.warned = True
                 logger.warning(
-                    "pool %r: a connection has been in use for %.1f s by thread %r; borrowed at:\n%s",
+                    "pool %r: a connection has been in use for %.1f s by thread %r;"
+                    " it was borrowed at:\n%s",
                     self.name,
                     now - loan.since,
                     loan.thread,

@@ -69,9 +69,7 @@ class Workers:
         with self._lock:
             if self._jobs.qsize() <= self._free or len(self._threads) >= most:
                 return
-            thread = threading.Thread(
-                target=self._run, name="psycopg2_pool2-worker", daemon=True
-            )
+            thread = threading.Thread(target=self._run, name="psycopg2_pool2-worker", daemon=True)
             self._threads.add(thread)
         try:
             thread.start()

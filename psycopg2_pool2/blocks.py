@@ -1,0 +1,72 @@
+"""The blocks of ``with pool.conn()`` and ``with pool.transaction()``."""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from .connector import Connection
+
+if TYPE_CHECKING:
+    from .pool import ConnectionPool
+
+
+class LoanBlock:
+    """Borrow on entry, return on exit; commits nothing and rolls back what is open.
+
+    A block can be entered once.  On exit a connection that was detached is left
+    alone, and so is one that a forked child inherited.
+    """
+
+    __slots__ = ("_conn", "_pool", "_since", "_timeout", "_uses")
+
+    def __init__(self, pool: ConnectionPool, timeout: Any) -> None:
+        self._pool = pool
+        self._timeout = timeout
+        self._conn: Connection = None
+
+    def __enter__(self) -> Connection:
+        self._conn = conn = self._pool.getconn(timeout=self._timeout)
+        self._uses = conn.pool_record.uses
+        self._since = self._pool._clock()
+        return conn
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        conn, self._conn = self._conn, None
+        self._pool._end_block(conn, self._uses, self._since, exc)
+
+
+class TransactionBlock(LoanBlock):
+    """Like :class:`LoanBlock`, and commit on success, roll back on an exception."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> Connection:
+        conn = super().__enter__()
+        try:
+            conn.__enter__()  # psycopg2's own: begins a transaction under autocommit too
+        except BaseException as error:
+            super().__exit__(type(error), error, error.__traceback__)
+            raise
+        return conn
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if self._conn.pool_record.pid == os.getpid():  # not inherited by a fork
+                self._conn.__exit__(exc_type, exc, traceback)
+        except BaseException as error:
+            exc = exc or error
+            raise
+        finally:
+            super().__exit__(exc_type, exc, traceback)

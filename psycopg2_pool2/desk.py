@@ -1,0 +1,271 @@
+"""Lending and taking back, whenever it is not as simple as it mostly is.
+
+The pool itself lends an idle connection that needs no test, and takes back one
+that needs no cleaning.  Everything else comes here: waiting, testing, cleaning,
+and deciding what is kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Hashable
+
+from .care import Care
+from .connector import Connection
+from .errors import PoolClosed, PoolError, PoolExhausted, TooManyRequests
+from .keyed import KeyedLoans
+from .loans import Loan, borrower
+from .options import PoolOptions
+from .report import Report
+from .stats import Counters
+from .store import Record, Store, Waiter
+from .supply import Supply
+from .timing import Clock, Deadline
+from .upkeep import Upkeep
+
+logger = logging.getLogger("psycopg2_pool2")
+
+_LOOK_AGAIN = 0.5
+"""Seconds after which a waiter looks around by itself, whatever became of his wake-up."""
+
+
+class Desk:
+    """The borrow loop, and what is done with a connection that comes back."""
+
+    def __init__(
+        self,
+        name: str,
+        options: PoolOptions,
+        store: Store[Connection],
+        care: Care,
+        supply: Supply,
+        upkeep: Upkeep,
+        report: Report,
+        counters: Counters,
+        clock: Clock,
+    ) -> None:
+        self._name = name
+        self._options = options
+        self._store = store
+        self._care = care
+        self._supply = supply
+        self._upkeep = upkeep
+        self._report = report
+        self._counters = counters
+        self._clock = clock
+        self._keyed = KeyedLoans()
+
+    # -- lending -----------------------------------------------------------
+
+    def lend(self, conn: Connection | None, timeout: float | None) -> Connection:
+        """Return a connection that is fit for use, ``conn`` if that is; wait for one if need be."""
+        deadline = Deadline(timeout, self._clock)
+        patient = timeout != 0
+        try:
+            while True:
+                if conn is None:
+                    conn = self._store.borrow()
+                if conn is None:
+                    conn = self._wait(deadline, patient)
+                if self._is_fit(conn, deadline if patient else None):
+                    break
+                conn = None
+        except BaseException:
+            self._counters.add("requests_errors")
+            raise
+        if self._options.tracks_loans:
+            conn.pool_record.loan = Loan(self._clock())
+        return conn
+
+    def lend_keyed(self, key: Hashable, timeout: float | None) -> Connection:
+        """Return the connection in use under ``key``; lend one if there is none."""
+        deadline = Deadline(timeout or None, self._clock)
+        conn = self._keyed.get(key, lambda: self.lend(None, timeout), deadline)
+        if conn is None:
+            raise self._report.timed_out(deadline)
+        return conn
+
+    def _wait(self, deadline: Deadline, patient: bool) -> Connection:
+        """Queue up until a connection is handed over."""
+        self._upkeep.collect_lost()
+        waiter: Waiter[Connection] = Waiter(patient, borrower() if self._options.debug else None)
+        self._counters.add("requests_queued")
+        try:
+            self._request(waiter)
+            self._supply.grow()
+            while waiter.item is None:
+                _raise_if(waiter.error)
+                self._wait_a_while(waiter, deadline)
+            conn, waiter.item = waiter.item, None
+            return conn
+        except BaseException:
+            # He may have been served in the very moment in which he gave up.
+            conn = self._store.leave(waiter)
+            if conn is not None:
+                self._put_back(conn)
+            raise
+        finally:
+            self._counters.add("requests_wait_ms", deadline.elapsed() * 1000)
+
+    def _request(self, waiter: Waiter[Connection]) -> None:
+        """Enter the queue; refuse at once whom nothing can help."""
+        if not self._store.idle and self._store.has_room():
+            _raise_if(self._supply.refusal(waiter.patient))
+        try:
+            self._store.request(waiter, self._options.max_waiting)
+        except PoolClosed as error:
+            raise PoolClosed(f"{error}: {self._name!r}") from None
+        except (PoolExhausted, TooManyRequests) as error:
+            raise type(error)(f"{error}: {self._report.explain()}") from None
+
+    def _wait_a_while(self, waiter: Waiter[Connection], deadline: Deadline) -> None:
+        if self._options.debug:
+            _raise_if(self._report.deadlock())
+        pause = deadline.slice(_LOOK_AGAIN) if waiter.patient else _LOOK_AGAIN
+        if not self._supply.has_workers:
+            pause = self._open_for(waiter, deadline, pause)
+        if waiter.wait(pause):
+            return
+        if waiter.patient and deadline.remaining() == 0:
+            raise self._report.timed_out(deadline)
+        self._look_around(waiter)
+
+    def _look_around(self, waiter: Waiter[Connection]) -> None:
+        """Do again what others should have done for this waiter.
+
+        Normally nobody came because there is nothing to bring.  But a thread
+        that was interrupted may have left its work half done.
+        """
+        self._upkeep.collect_lost()
+        self._supply.close_all(self._store.settle())
+        self._supply.grow()
+        if waiter.patient or waiter.item is not None:
+            return
+        if self._store.has_room():
+            _raise_if(self._supply.refusal(patient=False))
+        if len(self._store.lent) >= self._store.maxconn:
+            raise PoolExhausted(f"connection pool exhausted: {self._report.explain()}")
+
+    def _open_for(self, waiter: Waiter[Connection], deadline: Deadline, pause: float) -> float:
+        """Without workers: open one oneself if there is room; return how long to wait then."""
+        limit, until_allowed = self._supply.allowance()
+        if not limit:
+            return min(pause, until_allowed)
+        permit = self._store.take_permit(math.inf)
+        if permit is None:
+            return pause
+        with contextlib.suppress(Exception):  # the waiter has been told
+            conn = self._supply.open(permit, deadline.remaining() if waiter.patient else None)
+            self._supply.close_all(self._store.keep(conn))
+        return 0.0
+
+    def _is_fit(self, conn: Connection, deadline: Deadline | None) -> bool:
+        """Tell whether a connection may be lent; one that may not is closed.
+
+        ``deadline`` bounds the test, beside ``test_timeout``.
+        """
+        record: Record = conn.pool_record
+        try:
+            record.attention = False  # before the reasons are read
+            if not record.retired and record.expires_at > self._clock():
+                seconds = self._options.test_timeout
+                if deadline is not None:
+                    seconds = max(0.001, deadline.slice(seconds))
+                if self._care.is_good(conn, test=self._needs_test(record), seconds=seconds):
+                    return True
+                self._counters.add("connections_lost")
+        except BaseException:
+            self._drop(conn)
+            raise
+        self._drop(conn)
+        return False
+
+    def _needs_test(self, record: Record) -> bool:
+        options = self._options
+        if not options.test_on_borrow:
+            return False
+        if record.suspect or not options.test_idle_after:
+            return True
+        return self._clock() - record.idle_since >= options.test_idle_after
+
+    def _drop(self, conn: Connection) -> None:
+        """Close a connection that was about to be lent."""
+        with contextlib.suppress(KeyError):
+            self._store.claim(conn.pool_record)
+        self._supply.discard(conn)
+
+    def _put_back(self, conn: Connection) -> None:
+        """Take a connection back that was handed over to nobody."""
+        with contextlib.suppress(KeyError):
+            self._store.claim(conn.pool_record)
+            self._supply.close_all(self._store.keep(conn, oldest=True))
+
+    # -- taking back -------------------------------------------------------
+
+    def take_back(self, conn: Connection, record: Record, close: bool) -> None:
+        """Clean and keep a connection that the pool has claimed, or close it."""
+        try:
+            self._end_loan(record)
+            worthy = not close and self._is_worth_keeping(record)
+            clean = worthy and self._care.tidy(conn, record)
+        except BaseException:
+            record.uses += 1
+            self._supply.discard(conn)
+            raise
+        if clean:
+            self._supply.close_all(self._store.give_back(conn, record))
+        elif worthy:
+            self._counters.add("returns_bad")
+            record.uses += 1
+            self._supply.discard_broken(conn)
+        else:
+            record.uses += 1
+            self._counters.add("connections_retired")
+            at_once = close or self._store.closed or self._options.idle_timeout == 0
+            self._supply.discard(conn, at_once=at_once)
+        if not self._supply.has_workers:
+            self._upkeep.run_without_thread()
+
+    def detach(self, conn: Connection, record: Record) -> None:
+        """Strike a connection that the pool has claimed out of the books."""
+        self._end_loan(record)
+        record.uses += 1
+        self._supply.unwatch(conn)
+        self._counters.add("connections_detached")
+        self._supply.release(record)
+
+    def _end_loan(self, record: Record) -> None:
+        if record.key is not None:
+            self._keyed.end(record)
+        loan, record.loan = record.loan, None
+        if loan is not None and loan.warned:
+            logger.info(
+                "pool %r: a connection came back after %.1f s in use by thread %r",
+                self._name,
+                self._clock() - loan.since,
+                loan.thread,
+            )
+
+    def _is_worth_keeping(self, record: Record) -> bool:
+        options = self._options
+        if self._store.closed or record.retired or options.lifetime_timeout == 0:
+            return False
+        if options.max_uses is not None and record.uses + 1 >= options.max_uses:
+            return False
+        if options.idle_timeout == 0 and not self._store.waiters and self._store.is_above_floor():
+            return False
+        return record.expires_at > self._clock()
+
+    def refuse(self, conn: object) -> PoolError:
+        """Return the error for a connection that is not in use here."""
+        record = getattr(conn, "pool_record", None)
+        known = isinstance(record, Record) and record in self._store.all_records()
+        why = "it was returned before" if known else "it does not, or no longer, belong here"
+        return PoolError(f"trying to put unkeyed connection: {why}: pool {self._name!r}")
+
+
+def _raise_if(error: BaseException | None) -> None:
+    if error is not None:
+        raise error
