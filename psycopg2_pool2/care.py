@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 
+import psycopg2
+
 from .connector import ACTIVE, IDLE, Connection, Connector
 from .monitor import Monitor
 from .stats import Counters
@@ -35,28 +37,30 @@ class Care:
         self._test_timeout = test_timeout
         self._counters = counters
 
-    def is_good(self, conn: Connection, *, test: bool, seconds: float | None = None) -> bool:
-        """Tell whether the connection is alive: by a test within ``seconds``, or a free probe.
+    def fault(
+        self, conn: Connection, *, test: bool, seconds: float | None = None
+    ) -> Exception | None:
+        """Return what is wrong with a connection, by a test within ``seconds`` or a free probe.
 
-        What a test raises is logged and counted.
+        None if it is good.  What a test raises is returned, logged and counted.
         """
         record: Record = conn.pool_record
-        if conn.closed:
-            return False
-        if record.hung_up or not test:
-            if not self._connector.probe(conn):
-                return False
-            record.hung_up = False
+        if conn.closed or ((record.hung_up or not test) and not self._connector.probe(conn)):
+            return psycopg2.OperationalError("the connection was lost")
+        record.hung_up = False
         if not test:
-            return True
+            return None
         try:
             with self._guard(conn, seconds):
                 self._connector.test(conn)
         except Exception as error:
             self._counters.add("tests_failed")
             logger.debug("pool %r: a connection failed its test: %s", self.name, error)
-            return False
-        return bool(conn.get_transaction_status() == IDLE)
+            return error.with_traceback(None)
+        record.suspect = False
+        if conn.get_transaction_status() != IDLE:
+            return psycopg2.ProgrammingError("the test left a transaction behind")
+        return None
 
     def tidy(self, conn: Connection, record: Record) -> bool:
         """Clean up after a loan; False if the connection is lost or in doubt.

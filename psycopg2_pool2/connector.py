@@ -46,7 +46,11 @@ DEFAULTS: Mapping[str, object] = {
 """libpq settings added where the program is silent; none needs support from the server."""
 
 _settings = attrgetter("autocommit", "isolation_level", "readonly", "deferrable", "cursor_factory")
+# psycopg2's own setters, which the pool is not told of.
 _set_autocommit = ext.connection.autocommit.__set__  # type: ignore[attr-defined]
+_set_cursor_factory = ext.connection.cursor_factory.__set__  # type: ignore[attr-defined]
+_set_notices = ext.connection.notices.__set__  # type: ignore[attr-defined]
+_set_notifies = ext.connection.notifies.__set__  # type: ignore[attr-defined]
 _set_session = ext.connection.set_session
 _DEFAULTS: Any = ("DEFAULT", "DEFAULT", "DEFAULT")
 # A NOTIFY is one message; so many at once mean that somebody keeps sending them.
@@ -132,7 +136,7 @@ class Connector:
                 _end_transaction(conn, "commit")
         if not isinstance(conn.notices, list):
             raise TypeError("configure must leave conn.notices a list")
-        conn.notices, conn.notifies = [], []
+        _forget_messages(conn)
         conn.pool_baseline = _settings(conn)
         conn.pool_home = self._home
 
@@ -170,7 +174,7 @@ class Connector:
                 if not _readable(conn.fileno()):
                     return bool(conn.get_transaction_status() == IDLE)
                 conn.poll()
-                conn.notices, conn.notifies = [], []  # of a LISTEN left behind by a borrower
+                _forget_messages(conn)  # those of a LISTEN that a borrower left behind
         except (psycopg2.Error, OSError, ValueError):
             return False
         return True
@@ -212,7 +216,7 @@ class Connector:
                 _restore_settings(conn)
         elif self.reset == "session":
             self._discard_session_state(conn)
-        conn.notices, conn.notifies = [], []
+        _forget_messages(conn)
         return bool(conn.get_transaction_status() == IDLE)
 
     def _discard_session_state(self, conn: Connection) -> None:
@@ -310,7 +314,13 @@ def _restore_settings(conn: Connection) -> None:
         _set_session(conn, *_DEFAULTS)
     _set_autocommit(conn, autocommit)
     _set_characteristics(conn, isolation, readonly, deferrable)
-    ext.connection.cursor_factory.__set__(conn, cursor_factory)  # type: ignore[attr-defined]
+    _set_cursor_factory(conn, cursor_factory)
+
+
+def _forget_messages(conn: Connection) -> None:
+    # New lists: the borrower may have kept the old ones to read them.
+    _set_notices(conn, [])
+    _set_notifies(conn, [])
 
 
 def _end_transaction(conn: Connection, how: Literal["commit", "rollback"]) -> None:

@@ -15,8 +15,9 @@ from collections.abc import Hashable
 from .care import Care
 from .connector import Connection
 from .errors import PoolClosed, PoolError, PoolExhausted, TooManyRequests
+from .failures import reissue
 from .keyed import KeyedLoans
-from .loans import Loan, borrower
+from .loans import Loan, borrower, call_site
 from .options import PoolOptions
 from .report import Report
 from .stats import Counters
@@ -66,11 +67,11 @@ class Desk:
         try:
             while True:
                 if conn is None:
-                    conn = self._store.borrow()
-                if conn is None:
-                    conn = self._wait(deadline, patient)
-                if self._is_fit(conn, deadline if patient else None):
+                    conn = self._store.borrow() or self._wait(deadline, patient)
+                fault = self._fault(conn, deadline if patient else None)
+                if fault is None:
                     break
+                self._reject(conn, fault, deadline, patient)
                 conn = None
         except BaseException:
             self._counters.add("requests_errors")
@@ -111,7 +112,7 @@ class Desk:
 
     def _request(self, waiter: Waiter[Connection]) -> None:
         """Enter the queue; refuse at once whom nothing can help."""
-        if not self._store.idle and self._store.has_room():
+        if not self._store.closed and not self._store.idle and self._store.has_room():
             _raise_if(self._supply.refusal(waiter.patient))
         try:
             self._store.request(waiter, self._options.max_waiting)
@@ -161,26 +162,42 @@ class Desk:
             self._supply.close_all(self._store.keep(conn))
         return 0.0
 
-    def _is_fit(self, conn: Connection, deadline: Deadline | None) -> bool:
-        """Tell whether a connection may be lent; one that may not is closed.
+    def _fault(self, conn: Connection, deadline: Deadline | None) -> Exception | None:
+        """Return why a connection may not be lent, None if it may.
 
         ``deadline`` bounds the test, beside ``test_timeout``.
         """
         record: Record = conn.pool_record
         try:
             record.attention = False  # before the reasons are read
-            if not record.retired and record.expires_at > self._clock():
-                seconds = self._options.test_timeout
-                if deadline is not None:
-                    seconds = max(0.001, deadline.slice(seconds))
-                if self._care.is_good(conn, test=self._needs_test(record), seconds=seconds):
-                    return True
-                self._counters.add("connections_lost")
+            if record.retired or record.expires_at <= self._clock():
+                return PoolError("its time is over")
+            seconds = self._options.test_timeout
+            if deadline is not None:
+                seconds = max(0.001, deadline.slice(seconds))
+            return self._care.fault(conn, test=self._needs_test(record), seconds=seconds)
         except BaseException:
             self._drop(conn)
             raise
+
+    def _reject(
+        self, conn: Connection, fault: Exception, deadline: Deadline, patient: bool
+    ) -> None:
+        """Close a connection that may not be lent; raise if there is no sense in another one."""
+        record: Record = conn.pool_record
+        new = record.uses == 0 and record.born >= deadline.started
         self._drop(conn)
-        return False
+        if not isinstance(fault, PoolError):
+            self._counters.add("connections_lost")
+            if new:
+                # The next one would fare no better: not at once, that is.
+                self._supply.disappointed(fault)
+                if not patient:
+                    raise reissue(fault)
+            else:
+                self._upkeep.suspect_all()
+        if patient and deadline.remaining() == 0:
+            raise self._report.timed_out(deadline)
 
     def _needs_test(self, record: Record) -> bool:
         options = self._options
@@ -240,7 +257,12 @@ class Desk:
         if record.key is not None:
             self._keyed.end(record)
         loan, record.loan = record.loan, None
-        if loan is not None and loan.warned:
+        if loan is None:
+            return
+        if self._options.debug:
+            loan.returned = call_site()
+            record.last_loan = loan
+        if loan.warned:
             logger.info(
                 "pool %r: a connection came back after %.1f s in use by thread %r",
                 self._name,
@@ -263,7 +285,9 @@ class Desk:
         record = getattr(conn, "pool_record", None)
         known = isinstance(record, Record) and record in self._store.all_records()
         why = "it was returned before" if known else "it does not, or no longer, belong here"
-        return PoolError(f"trying to put unkeyed connection: {why}: pool {self._name!r}")
+        loan = record.last_loan if known and record is not None else None
+        where = f"; borrowed at:\n{loan.site}\nand returned at:\n{loan.returned}" if loan else ""
+        return PoolError(f"trying to put unkeyed connection: {why}: pool {self._name!r}{where}")
 
 
 def _raise_if(error: BaseException | None) -> None:

@@ -44,3 +44,4 @@ class Loan:
     who: object = field(default_factory=borrower)
     site: str = field(default_factory=call_site)
     warned: bool = False
+    returned: str | None = None

@@ -397,13 +397,13 @@ class ConnectionPool:
                 raise PoolClosed(f"connection pool is closed: {self.name!r}")
             if deadline.remaining() == 0:
                 raise self._report.timed_out(deadline)
+            self._supply.opened.clear()
             if self._monitor is None:
-                self._open_missing()
-            else:
-                self._supply.grow()
-                self._supply.opened.clear()
-                if not self._is_warm():
-                    self._supply.opened.wait(deadline.slice(_LOOK_AGAIN))
+                with contextlib.suppress(psycopg2.Error):  # told if time runs out
+                    self._open_missing()
+            self._supply.grow()
+            if not self._is_warm():
+                self._supply.opened.wait(deadline.slice(_LOOK_AGAIN))
 
     def resize(self, minconn: int, maxconn: float) -> None:
         """Set both limits; grows in the background, shrinks as connections come back."""

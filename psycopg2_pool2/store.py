@@ -64,6 +64,7 @@ class Record(weakref.ref[Any]):
         "hung_up",  # its socket was closed, by the server or by the program
         "idle_since",
         "key",  # the borrower's, in psycopg2's manner
+        "last_loan",  # the one before, in debug mode
         "loan",  # who borrowed it and where, when that is recorded
         "pid",  # the process that opened it
         "retired",  # close it rather than lend it again
@@ -78,6 +79,7 @@ class Record(weakref.ref[Any]):
     hung_up: bool
     idle_since: float
     key: Any
+    last_loan: Any
     loan: Any
     pid: int
     retired: bool
@@ -93,7 +95,7 @@ class Record(weakref.ref[Any]):
         super().__init__(item, callback)  # type: ignore[call-arg]
         self.attention = self.hung_up = self.retired = self.suspect = False
         self.born = self.idle_since = now
-        self.endpoint = self.key = self.loan = None
+        self.endpoint = self.key = self.loan = self.last_loan = None
         self.expires_at = math.inf
         self.pid = os.getpid()
         self.uses = 0
@@ -163,6 +165,7 @@ class Store(Generic[T]):
         "_lock",
         "_permits",
         "_popleft",
+        "_settling",
         "attention",
         "claim",
         "closed",
@@ -195,6 +198,7 @@ class Store(Generic[T]):
         self.records: set[Record] = set()  # all that exist, until their sockets are closed
         self._leaving: set[Record] = set()  # those of them that will not come back
         self._permits: weakref.WeakSet[Permit] = weakref.WeakSet()
+        self._settling = False
         self.gone_uses = 0
         # Bound once: each saves a tenth of the idle cycle.
         self._append = self.idle.append
@@ -239,10 +243,16 @@ class Store(Generic[T]):
         surplus: list[T] = []
         with self._lock:
             # Invariant: whoever waits, waits because nothing is idle.
-            while self.idle and (self.closed or self._live_locked() > self.maxconn):
-                self._take_out_locked(surplus)
-            self._serve_locked(served)
-            self._set_attention_locked()
+            while not self._settling:  # else re-entered: the outer call goes on
+                self._settling = True
+                try:
+                    self._shed_locked(surplus)
+                    self._serve_locked(served)
+                    self._set_attention_locked()
+                finally:
+                    self._settling = False
+                if not (self.waiters and self.idle):
+                    break
         for waiter in served:
             waiter.wake()
         return surplus
@@ -284,8 +294,9 @@ class Store(Generic[T]):
             # Invariant: each waiter gets a connection or an error, not both.
             failed = [w for w in self.waiters if w.item is None and (patient or not w.patient)]
             for waiter in failed:
-                waiter.error = make_error()
-                del self.waiters[waiter]
+                if waiter.item is None:  # else re-entered, and served
+                    waiter.error = make_error()
+                self.waiters.pop(waiter, None)
             self._set_attention_locked()
         for waiter in failed:
             waiter.wake()
@@ -301,15 +312,20 @@ class Store(Generic[T]):
         any case (for a replacement).
         """
         with self._lock:
-            # Invariant: records + permits <= maxconn.
-            opening = len(self._permits)
-            if self.closed or opening >= limit or len(self.records) + opening >= self.maxconn:
-                return None
-            wanted = max(len(self.waiters), self.minconn - self._live_locked())
-            if opening >= wanted and not spare:
-                return None
+            # Invariant: records + permits <= maxconn.  It is counted before it is
+            # decided, so that a re-entered section cannot take the same room.
             permit = Permit()
             self._permits.add(permit)
+            opening = len(self._permits)
+            wanted = max(len(self.waiters), self.minconn - self._live_locked())
+            if (
+                self.closed
+                or opening > limit
+                or len(self.records) + opening > self.maxconn
+                or (opening > wanted and not spare)
+            ):
+                self._permits.discard(permit)
+                return None
             return permit
 
     def drop_permit(self, permit: Permit) -> None:
@@ -407,7 +423,8 @@ class Store(Generic[T]):
                     self.gone_uses += record.uses + was_lent
                     found.append((record, was_lent))
                 self._strike_out_locked(record)
-                self.lost.popleft()
+                if self.lost and self.lost[0] is record:  # else re-entered
+                    self.lost.popleft()
             self._set_attention_locked()
         return found
 
@@ -456,6 +473,10 @@ class Store(Generic[T]):
             return self.gone_uses + sum(r.uses for r in self.records) + len(self.lent)
 
     # -- under the lock ----------------------------------------------------
+
+    def _shed_locked(self, surplus: list[T]) -> None:
+        while self.idle and (self.closed or self._live_locked() > self.maxconn):
+            self._take_out_locked(surplus)
 
     def _serve_locked(self, served: list[Waiter[T]]) -> None:
         while self.waiters:

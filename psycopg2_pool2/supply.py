@@ -158,11 +158,10 @@ class Supply:
     def _open_and_keep(self, permit: Permit) -> None:
         try:
             conn = self.open(permit)
-        except Exception:
-            pass  # told to whom it concerns
+        except BaseException:
+            pass  # told to whom it concerns: a callback's SystemExit is the borrower's too
         else:
             self.close_all(self._store.keep(conn))
-            self.opened.set()
         self.grow()
 
     def _retry_in(self, seconds: float) -> None:
@@ -176,6 +175,7 @@ class Supply:
     # -- outcomes ----------------------------------------------------------
 
     def _succeeded(self, seconds: float) -> None:
+        self.opened.set()
         self._counters.add("connections_ms", seconds * 1000)
         with self._lock:
             self._at_once = min(self._most_at_once, self._at_once * 2)
@@ -196,7 +196,8 @@ class Supply:
 
     def _failed(self, error: BaseException) -> None:
         self._counters.add("connections_errors")
-        if not isinstance(error, Exception):
+        if not isinstance(error, Exception) and not self.has_workers:
+            # This borrower was interrupted; the server is not to blame.
             with self._lock:
                 self._breaker.abandon()
             return
@@ -223,6 +224,12 @@ class Supply:
         level = logging.WARNING if first else logging.DEBUG
         logger.log(level, "pool %r: cannot connect: %s", self.name, kept)
         self._store.fail_waiters(lambda: reissue(kept), patient=verdict is Verdict.FINAL)
+
+    def disappointed(self, error: BaseException) -> None:
+        """Note that a new connection failed its first test: as if it had not been opened."""
+        with self._lock:
+            self._breaker.begin()
+        self._failed(error)
 
     @property
     def last_error(self) -> BaseException | None:

@@ -15,12 +15,12 @@ class Deadline:
     ``timeout`` is in seconds from now; None means never.
     """
 
-    __slots__ = ("_at", "_clock", "_started")
+    __slots__ = ("_at", "_clock", "started")
 
     def __init__(self, timeout: float | None, clock: Clock) -> None:
         self._clock = clock
-        self._started = clock()
-        self._at = None if timeout is None else self._started + timeout
+        self.started = clock()
+        self._at = None if timeout is None else self.started + timeout
 
     def remaining(self) -> float | None:
         """Return the seconds that are left, 0.0 when it has passed, None for ever."""
@@ -30,7 +30,7 @@ class Deadline:
 
     def elapsed(self) -> float:
         """Return the seconds since the deadline was set."""
-        return self._clock() - self._started
+        return self._clock() - self.started
 
     def slice(self, longest: float) -> float:
         """Return how long to wait before looking again, at most ``longest`` seconds."""

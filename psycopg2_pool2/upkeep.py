@@ -175,13 +175,25 @@ class Upkeep:
         conn = record()
         if conn is None or not self._store.withdraw(conn):
             return
-        self._keep_if(conn, self._care.is_good(conn, test=False))
+        self._keep_if_good(conn, test=False)
 
     def sweep(self) -> None:
         """Probe all idle connections."""
-        for conn in list(self._store.idle):
+        # Newest first: each goes back to the head, so that the order stays.
+        for conn in reversed(list(self._store.idle)):
             if self._store.withdraw(conn):
-                self._keep_if(conn, self._care.is_good(conn, test=False))
+                self._keep_if_good(conn, test=False)
+
+    def suspect_all(self) -> None:
+        """Have every idle connection probed now, and tested before it is lent, since one was dead.
+
+        What kills one connection kills others: a restart, a failover, a firewall.
+        """
+        for conn in list(self._store.idle):
+            record = conn.pool_record
+            record.suspect = record.attention = True
+        if self._monitor is not None:
+            self._monitor.submit(self.sweep)
 
     # -- idleness ----------------------------------------------------------
 
@@ -275,20 +287,26 @@ class Upkeep:
         They keep their age and their idle time.
         """
         bad = 0
-        for conn in list(self._store.idle):
+        for conn in reversed(list(self._store.idle)):  # as in sweep
             if conn.pool_record.idle_since <= idle_since and self._store.withdraw(conn):
-                bad += not self._keep_if(conn, self._care.is_good(conn, test=True))
+                bad += not self._keep_if_good(conn, test=True)
         return bad
 
-    def _keep_if(self, conn: Connection, good: bool) -> bool:
-        record = conn.pool_record
+    def _keep_if_good(self, conn: Connection, *, test: bool) -> bool:
+        record: Record = conn.pool_record
+        try:
+            good = self._care.fault(conn, test=test) is None
+        except BaseException:
+            self._supply.discard(conn)
+            raise
         if good:
-            record.hung_up = False
             self._supply.close_all(self._store.keep(conn, oldest=True))
         else:
             self._counters.add("connections_lost")
             logger.debug("pool %r: discarded a connection that was lost while idle", self.name)
             self._supply.discard(conn, at_once=True)
+            if not record.suspect:
+                self.suspect_all()
         return good
 
     # -- leaks -------------------------------------------------------------

@@ -103,7 +103,7 @@ class Workers:
             return False
         try:
             job()
-        except Exception:
+        except BaseException:  # a SystemExit of a user's callback too: the thread goes on
             logger.exception("a background job failed")
         self._finished += 1
         return True

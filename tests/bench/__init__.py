@@ -1,1 +1,1 @@
-"""Measurements against other pools, run by `make bench`."""
+"""The benchmark: every pool beside ours, on one server, in one run. `python -m tests.bench -h`."""

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
+from psycopg2_pool2 import ConnectionPool
+from psycopg2_pool2.options import PoolOptions
+
 
 class FakeClock:
     """A clock that stands still until it is told to go on: `FakeClock()` is callable."""
@@ -15,3 +21,10 @@ class FakeClock:
     def advance(self, seconds: float) -> None:
         """Let so many seconds pass."""
         self.now += seconds
+
+
+def options(**given: Any) -> PoolOptions:
+    """Return a pool's options, as its defaults are unless given."""
+    parameters = inspect.signature(ConnectionPool).parameters
+    names = inspect.signature(PoolOptions).parameters
+    return PoolOptions(**{name: given.get(name, parameters[name].default) for name in names})

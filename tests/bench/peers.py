@@ -1,0 +1,190 @@
+"""The pools that are measured, behind one interface."""
+
+from __future__ import annotations
+
+import operator
+import queue
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg2.pool
+from psycopg2.extensions import connection
+
+from psycopg2_pool2 import ConnectionPool
+
+OURS = "psycopg2_pool2"
+PSYCOPG2 = "psycopg2.pool"
+PSYCOPG_POOL = "psycopg_pool"
+SQLALCHEMY = "SQLAlchemy"
+DBUTILS = "DBUtils"
+QUEUE = "SimpleQueue"
+"""No pool: what handing connections over costs when nothing is looked after."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The pool that a peer shall make; all connections are in autocommit."""
+
+    dsn: str
+    idle: int
+    size: int
+    test: bool = False
+    connect_seconds: float = 0.0
+    opened: list[float] = field(default_factory=list)
+    """When each connection was opened: the clock's reading."""
+
+    def connect(self) -> connection:
+        """Open a connection as all pools of psycopg2 connections do here."""
+        conn: connection = psycopg2.connect(self.dsn, connection_factory=self.factory())
+        return conn
+
+    def factory(self) -> type[connection]:
+        """Return the class of the connections: slow to connect, and counted."""
+        plan = self
+
+        class Counted(connection):
+            def __init__(self, *args: Any, **kwargs: Any) -> None:
+                plan.arrive()
+                super().__init__(*args, **kwargs)
+                self.autocommit = True
+
+        return Counted
+
+    def arrive(self) -> None:
+        """Take the time that connecting shall take, and count."""
+        if self.connect_seconds:
+            time.sleep(self.connect_seconds)
+        self.opened.append(time.perf_counter())
+
+
+@dataclass(frozen=True)
+class Lender:
+    """A pool as the benchmark sees it: bound methods of the pool's own, to add nothing to them."""
+
+    borrow: Callable[[], Any]
+    give_back: Callable[[Any], object]
+    close: Callable[[], object]
+
+
+Opener = Callable[[Plan], Lender]
+
+
+def _ours(plan: Plan) -> Lender:
+    pool = ConnectionPool(
+        plan.idle,
+        plan.size,
+        timeout=60,
+        test_on_borrow=plan.test,
+        dsn=plan.dsn,
+        connection_factory=plan.factory(),
+    )
+    return Lender(pool.getconn, pool.putconn, pool.shutdown)
+
+
+def _psycopg2_pool(plan: Plan) -> Lender:
+    pool = psycopg2.pool.ThreadedConnectionPool(
+        plan.idle, plan.size, plan.dsn, connection_factory=plan.factory()
+    )
+    return Lender(pool.getconn, pool.putconn, pool.closeall)
+
+
+def _psycopg_pool(plan: Plan) -> Lender:
+    import psycopg
+    import psycopg_pool
+
+    class Counted(psycopg.Connection[Any]):
+        @classmethod
+        def connect(cls, *args: Any, **kwargs: Any) -> Any:
+            plan.arrive()
+            return super().connect(*args, **kwargs)
+
+    pool = psycopg_pool.ConnectionPool(
+        plan.dsn,
+        connection_class=Counted,
+        kwargs={"autocommit": True},
+        min_size=plan.idle,
+        max_size=plan.size,
+        timeout=60,
+        check=psycopg_pool.ConnectionPool.check_connection if plan.test else None,
+        open=True,
+    )
+    return Lender(pool.getconn, pool.putconn, pool.close)
+
+
+def _sqlalchemy(plan: Plan) -> Lender:
+    from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
+    from sqlalchemy.pool import QueuePool
+
+    pool = QueuePool(
+        plan.connect,
+        pool_size=plan.size,
+        max_overflow=0,
+        timeout=60,
+        pre_ping=plan.test,
+        dialect=PGDialect_psycopg2(dbapi=psycopg2),  # type: ignore[no-untyped-call]
+    )
+    return Lender(pool.connect, operator.methodcaller("close"), pool.dispose)
+
+
+def _dbutils(plan: Plan) -> Lender:
+    from dbutils.pooled_db import PooledDB
+
+    pool = PooledDB(
+        psycopg2,
+        mincached=plan.idle,
+        maxcached=plan.size,
+        maxconnections=plan.size,
+        blocking=True,
+        dsn=plan.dsn,
+        connection_factory=plan.factory(),
+    )
+    return Lender(pool.connection, operator.methodcaller("close"), pool.close)
+
+
+def _simple_queue(plan: Plan) -> Lender:
+    conns: queue.SimpleQueue[connection] = queue.SimpleQueue()
+    for _ in range(plan.size):
+        conns.put(plan.connect())
+
+    def close() -> None:
+        while not conns.empty():
+            conns.get().close()
+
+    return Lender(conns.get, conns.put, close)
+
+
+OPENERS: dict[str, Opener] = {
+    OURS: _ours,
+    PSYCOPG2: _psycopg2_pool,
+    PSYCOPG_POOL: _psycopg_pool,
+    SQLALCHEMY: _sqlalchemy,
+    DBUTILS: _dbutils,
+    QUEUE: _simple_queue,
+}
+ALL = tuple(OPENERS)
+GROWING = (OURS, PSYCOPG2, PSYCOPG_POOL, SQLALCHEMY, DBUTILS)
+TESTING = (OURS, PSYCOPG_POOL, SQLALCHEMY)
+WAITING = (OURS, PSYCOPG_POOL, SQLALCHEMY, DBUTILS, QUEUE)
+"""psycopg2's own pool raises an error when all connections are in use."""
+
+
+@contextmanager
+def lending(peer: str, plan: Plan) -> Iterator[Lender]:
+    """Open a peer's pool with its idle connections there; close it at the end."""
+    lender = OPENERS[peer](plan)
+    try:
+        for conn in [lender.borrow() for _ in range(plan.idle)]:
+            lender.give_back(conn)
+        yield lender
+    finally:
+        lender.close()
+
+
+def ask(conn: Any, sql: str = "SELECT 1") -> None:
+    """Run a statement on a connection of any pool."""
+    cursor = conn.cursor()
+    cursor.execute(sql)
+    cursor.close()

@@ -1,0 +1,136 @@
+"""The operations of a pool, and runs of two or three of them by all plans, or by random ones."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+
+from psycopg2_pool2 import store as store_module
+from tests.support.interleave import Call, Interleaver, Plan, Run, plans
+from tests.support.store_world import TRACED, World, patch_locks
+
+Operation = Callable[[World, int], object]
+Names = tuple[str, ...]
+
+OPERATIONS: dict[str, Operation] = {
+    "borrow": lambda world, mine: world.borrow(),
+    "borrow and return": lambda world, mine: world.borrow_and_return(),
+    "wait": lambda world, mine: world.wait(),
+    "give up": lambda world, mine: world.give_up(),
+    "return": lambda world, mine: world.give_back(mine),
+    "return broken": lambda world, mine: world.give_back_broken(mine),
+    "drop": lambda world, mine: world.drop(mine),
+    "check": lambda world, mine: world.check(),
+    "retire": lambda world, mine: world.retire(),
+    "reap": lambda world, mine: world.reap(),
+    "clear": lambda world, mine: world.clear(),
+    "open": lambda world, mine: world.open_one(),
+    "open in vain": lambda world, mine: world.open_in_vain(),
+    "shrink": lambda world, mine: world.shrink(),
+    "enlarge": lambda world, mine: world.enlarge(),
+    "close": lambda world, mine: world.shut(),
+    "fail waiters": lambda world, mine: world.fail(),
+}
+# Every operation may return one of three connections that are lent: its own, or
+# with "!" after its name the last one.
+WORLDS: dict[str, dict[str, int]] = {
+    "all lent": {"idle": 0, "lent": 3},
+    "one idle": {"idle": 1, "lent": 3},
+    "room for one": {"idle": 0, "lent": 3, "room": 1},
+}
+
+
+class Explorer:
+    """Runs plans on fresh worlds, counts them, and raises at the first that goes wrong."""
+
+    def __init__(self, interleaver: Interleaver) -> None:
+        self.world: World | None = None
+        self.runs = 0
+        self._interleaver = interleaver
+
+    def run(
+        self,
+        names: Names,
+        where: str,
+        plan: Plan,
+        *,
+        intruder: str | None = None,
+        record: bool = False,
+    ) -> Run:
+        """Run one plan on a fresh world."""
+        world = self.world = World(**WORLDS[where])
+
+        def call(name: str, number: int) -> Call:
+            operation = OPERATIONS[name.removesuffix("!")]
+            return lambda: operation(world, world.on_loan[-1 if name.endswith("!") else number])
+
+        intrude = call(intruder, -1) if intruder else lambda: None
+        calls = [call(name, index) for index, name in enumerate(names)]
+        run = self._interleaver.run(calls, plan, world.watch, intrude, record=record)
+        self.runs += 1
+        problem = world.problem_after(run)
+        if problem is not None and not record:
+            story = "\n".join(self._story(names, where, plan, intruder))
+            extra = f", {intruder!r} within" if intruder else ""
+            raise AssertionError(f"{problem}: {names}{extra} with {where}\n{plan}\n{story}")
+        return run
+
+    def _story(self, names: Names, where: str, plan: Plan, intruder: str | None) -> list[str]:
+        if plan.walk is not None:
+            return []
+        return self.run(names, where, plan, intruder=intruder, record=True).story
+
+    def exhaust(self, names: Names, where: str, bound: int, *, expiries: int = 0) -> None:
+        """Run all plans with at most so many preemptions."""
+        todo = [Plan(first, expiries=expiries) for first in range(len(names))]
+        while todo:
+            todo.extend(plans(self.run(names, where, todo.pop()), bound))
+
+    def fault(self, names: Names, where: str, bound: int = 0) -> None:
+        """Raise an exception at every step of the first one, under all plans within the bound."""
+        for first in range(len(names)):
+            step = 1
+            while self._fault_at(names, where, Plan(first, fault=(0, step), expiries=3), bound):
+                step += 1
+
+    def _fault_at(self, names: Names, where: str, plan: Plan, bound: int) -> bool:
+        first = self.run(names, where, plan)
+        todo = list(plans(first, bound))
+        while todo:
+            todo.extend(plans(self.run(names, where, todo.pop()), bound))
+        return first.faulted
+
+    def intrude(self, names: Names, where: str, intruder: str) -> None:
+        """Do the intruder's operation within the first one, at every step of it."""
+        for first in range(len(names)):
+            plain = self.run(names, where, Plan(first))
+            for step in range(1, plain.steps[0] + 1):
+                self.run(names, where, Plan(first, intrusion=(0, step)), intruder=intruder)
+
+    def walk(self, seed: int) -> None:
+        """Run three operations, one of the worlds and the switches all drawn with this seed."""
+        draw = random.Random(seed)
+        names = tuple(draw.choice(list(OPERATIONS)) for _ in range(3))
+        where = draw.choice(list(WORLDS))
+        plan = Plan(draw.randrange(3))
+        try:
+            self.run(names, where, replace(plan, walk=draw))
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}: {error}") from None
+
+
+@contextmanager
+def explorer(*, opcodes: bool = False) -> Iterator[Explorer]:
+    """Make an explorer; locks that stores make meanwhile are its own."""
+    with (
+        Interleaver(TRACED, threads=3, opcodes=opcodes) as interleaver,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        made = Explorer(interleaver)
+        locks = patch_locks(interleaver, lambda: made.world and made.world.clock)
+        patch.setattr(store_module, "threading", locks)
+        yield made

@@ -1,0 +1,361 @@
+"""A store with plain objects, the operations of a pool on it, and what must hold at all times.
+
+The operations are done by the real :class:`~psycopg2_pool2.store.Store` and, where
+a borrower waits, by the real :class:`~psycopg2_pool2.desk.Desk`; what would open
+and close connections is played here, at once and by the same thread.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Callable, Iterable
+from types import CodeType, SimpleNamespace
+from typing import Any, cast
+
+from psycopg2_pool2 import store as store_module
+from psycopg2_pool2.desk import Desk
+from psycopg2_pool2.errors import PoolError, PoolTimeout
+from psycopg2_pool2.stats import Counters
+from psycopg2_pool2.store import Permit, Record, Store, Waiter
+from tests.support.fakes import FakeClock, options
+from tests.support.interleave import Call, CoopGate, CoopLock, Interleaver, Run, code_of
+
+TRACED: list[CodeType] = list(
+    code_of(Store, store_module.Waiter, Desk._wait, Desk._put_back, Desk._wait_a_while)
+)
+_OPTIONS = options(timeout=None)
+
+
+class Item:
+    """A plain object in a store: a number and, while it is not closed, a socket."""
+
+    __slots__ = ("__weakref__", "number", "pool_record", "sockets")
+
+    def __init__(self, number: int, sockets: set[int]) -> None:
+        self.number = number
+        self.sockets = sockets
+        sockets.add(number)
+        self.pool_record: Any = None
+
+    def close(self) -> None:
+        self.sockets.discard(self.number)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class World:
+    """One store and all that is known about it."""
+
+    def __init__(
+        self, *, idle: int, lent: int, room: int = 0, minconn: int = 0
+    ) -> None:
+        self.clock = FakeClock()
+        self.store: Store[Item] = Store(minconn, idle + lent + room, self.clock)
+        self.lock = cast(CoopLock, self.store._lock)
+        self._numbers = iter(range(1000))
+        self.sockets: set[int] = set()
+        self.hands: dict[int, Item] = {}  # borrowed, by number
+        self.limit = self.store.maxconn
+        self.loans = 0  # how often one was borrowed
+        self.refused = 0
+        self.problems: list[str] = []
+        self.intrude: Call = lambda: None
+        self._entered: list[Waiter[Item]] = []
+        self._served: set[Waiter[Item]] = set()
+        self.desk = self._make_desk()
+        for _ in range(idle + lent):
+            item = self.new_item()
+            self.store.admit(Permit(), item)
+            self.store.idle.append(item)
+        del item
+        for _ in range(lent):
+            self.hold(self.store.borrow())
+        self.on_loan = list(self.hands)  # the numbers of those that an operation may return
+
+    def new_item(self) -> Item:
+        return Item(next(self._numbers), self.sockets)
+
+    def _make_desk(self) -> Desk:
+        supply = SimpleNamespace(
+            has_workers=True,
+            grow=self.grow,
+            close_all=self.close_all,
+            discard=self.discard,
+            refusal=lambda patient: None,
+        )
+        report = SimpleNamespace(
+            timed_out=lambda deadline: PoolTimeout("time is over"), explain=lambda: "explained"
+        )
+        care = SimpleNamespace(fault=lambda conn, test, seconds: None)
+        upkeep = SimpleNamespace(collect_lost=self.collect_lost)
+        parts: Any = (self.store, care, supply, upkeep, report, Counters(), self.clock)
+        return Desk("world", _OPTIONS, *parts)
+
+    # -- what a pool does with what the store gives ------------------------
+
+    def hold(self, item: Item | None) -> None:
+        """Be a borrower who has got this one."""
+        if item is None:
+            return
+        if item.number in self.hands:
+            self.problems.append(f"item {item.number} is lent twice")
+        if item.number not in self.sockets:
+            self.problems.append(f"item {item.number} is lent and closed")
+        self.loans += 1
+        self.hands[item.number] = item
+
+    def take_back(self, number: int) -> Item | None:
+        """Claim a borrowed one; None if somebody else was faster."""
+        item = self.hands.get(number)
+        if item is None:
+            self.refused += 1
+            return None
+        try:
+            self.store.claim(item.pool_record)
+        except KeyError:
+            self.refused += 1
+            return None
+        if self.hands.pop(number, None) is None:
+            self.problems.append(f"item {number} is claimed twice")
+        return item
+
+    def close_all(self, items: Iterable[Item]) -> None:
+        for item in items:
+            self.discard(item)
+
+    def discard(self, item: Item) -> None:
+        self.store.condemn(item.pool_record)
+        item.close()
+        self.store.forget(item.pool_record)
+        self.grow()
+
+    def collect_lost(self) -> None:
+        for _ in self.store.collect_lost():
+            self.grow()
+
+    def grow(self) -> None:
+        """Open what is wanted."""
+        while self.open(spare=False):
+            pass
+
+    def open(self, *, spare: bool = True) -> bool:
+        permit = self.store.take_permit(math.inf, spare=spare)
+        if permit is None:
+            return False
+        item = self.new_item()
+        try:
+            self.store.admit(permit, item)
+        except BaseException:
+            item.close()
+            self.store.forget_item(item)
+            self.store.drop_permit(permit)
+            raise
+        self.close_all(self.store.keep(item))
+        return True
+
+    # -- operations --------------------------------------------------------
+
+    def borrow(self) -> None:
+        store = self.store
+        before = next(iter(store.waiters), None) if store.attention else None
+        item = store.borrow()
+        if item is not None and before is not None and before in store.waiters:
+            self.problems.append("a borrower has overtaken a waiter")
+        self.hold(item)
+
+    def wait(self) -> None:
+        self.hold(self._lend(None))
+
+    def borrow_and_return(self) -> None:
+        item = self._lend(None)
+        if item is not None:
+            number = item.number
+            self.hold(item)
+            del item
+            self.give_back(number)
+
+    def give_up(self) -> None:
+        """Wait for no longer than it takes to see that nothing is there."""
+        self.hold(self._lend(0.01))
+
+    def _lend(self, timeout: float | None) -> Item | None:
+        try:
+            return cast("Item | None", self.desk.lend(None, timeout))
+        except PoolError as error:
+            assert isinstance(error, PoolTimeout) or self.store.closed
+            return None
+
+    def give_back(self, number: int) -> None:
+        item = self.take_back(number)
+        if item is not None:
+            self.close_all(self.store.give_back(item, item.pool_record))
+
+    def give_back_broken(self, number: int) -> None:
+        item = self.take_back(number)
+        if item is not None:
+            item.pool_record.uses += 1
+            self.discard(item)
+
+    def drop(self, number: int) -> None:
+        """Forget a borrowed one; then somebody looks for what was lost."""
+        del self.hands[number]
+        self.collect_lost()
+
+    def check(self) -> None:
+        """Take what is idle out, one by one, and put it back."""
+        for item in reversed(list(self.store.idle)):
+            if self.store.withdraw(item):
+                self.close_all(self.store.keep(item, oldest=True))
+
+    def retire(self) -> None:
+        for item in list(self.store.idle):
+            if self.store.withdraw(item, leaving=True):
+                self.discard(item)
+
+    def reap(self) -> None:
+        for item in list(self.store.idle):
+            if self.store.withdraw_surplus(item):
+                self.discard(item)
+
+    def clear(self) -> None:
+        self.close_all(self.store.withdraw_all())
+
+    def open_one(self) -> None:
+        self.open()
+
+    def open_in_vain(self) -> None:
+        permit = self.store.take_permit(math.inf, spare=True)
+        if permit is not None:
+            self.store.drop_permit(permit)
+            self.grow()
+
+    def shrink(self) -> None:
+        self.close_all(self.store.resize(0, 1))
+
+    def enlarge(self) -> None:
+        self.limit = max(self.limit, self.store.maxconn + 1)
+        self.close_all(self.store.resize(self.store.minconn, self.store.maxconn + 1))
+        self.grow()
+
+    def shut(self) -> None:
+        self.close_all(self.store.close())
+        self.collect_lost()
+
+    def fail(self) -> None:
+        self.store.fail_waiters(lambda: PoolTimeout("nothing can be opened"))
+        self.grow()
+
+    # -- what must hold ----------------------------------------------------
+
+    def watch(self) -> str | None:
+        """Tell what is wrong at this moment; called at every step of a run."""
+        store = self.store
+        counted = len(store.records) + len(store._permits)
+        if len(self.sockets) > counted:
+            return f"{len(self.sockets)} sockets are open and {counted} are counted"
+        if self.lock.is_free and counted > self.limit:
+            return f"{counted} connections at maxconn={self.limit}"
+        if store.waiters or self._entered:
+            self._watch_order()
+        return self.problems[0] if self.problems else None
+
+    def _watch_order(self) -> None:
+        for waiter in list(self.store.waiters):
+            if waiter not in self._entered:
+                self._entered.append(waiter)
+        for position, waiter in enumerate(self._entered):
+            if waiter.item is not None and waiter not in self._served:
+                self._served.add(waiter)
+                for earlier in self._entered[:position]:
+                    if earlier not in self._served and earlier in self.store.waiters:
+                        self.problems.append("a waiter was served before an earlier one")
+
+    def look_again(self) -> None:
+        """Do what every waiter does after half a second."""
+        self.collect_lost()
+        self.close_all(self.store.settle())
+        self.grow()
+
+    def problem_after(self, run: Run) -> str | None:
+        """Tell what is wrong when all is quiet."""
+        self._entered.clear()
+        self._served.clear()
+        if run.problems:
+            return run.problems[0]
+        for error in run.errors:
+            if error is not None:
+                return f"an operation raised {error!r}"
+        if run.stuck:
+            return self._needless_wait()
+        if run.faulted:
+            self.look_again()
+        return self._misplaced() or self._miscounted(run)
+
+    def _needless_wait(self) -> str | None:
+        store = self.store
+        if store.idle:
+            return "a wake-up was lost: one is idle while somebody waits"
+        if store.closed:
+            return "somebody waits although the store is closed"
+        if store.size < store.maxconn:
+            return "a slot was lost: somebody waits for it"
+        return None
+
+    def _misplaced(self) -> str | None:
+        store = self.store
+        if len(store.records) != len(store.idle) + len(self.hands):
+            gc.collect()  # an exception may keep what its frames held
+            self.look_again()
+        idle = [item.number for item in store.idle]
+        held = list(self.hands)
+        found = sorted(idle + held)
+        if len(set(found)) < len(found):
+            return f"in two places: idle {idle}, in use {held}"
+        items = [record() for record in store.records]
+        if None in items:
+            return "a slot was lost: its connection was collected"
+        numbers = sorted(item.number for item in items if item is not None)
+        if numbers != found:
+            return f"the books have {numbers}, but idle are {idle} and in use {held}"
+        if sorted(self.sockets) != found:
+            return f"open are {sorted(self.sockets)}, but idle are {idle} and in use {held}"
+        lent: set[Record] = {item.pool_record for item in self.hands.values()}
+        if store.lent != lent:
+            return f"{len(store.lent)} count as lent, {len(lent)} are"
+        return None
+
+    def _miscounted(self, run: Run) -> str | None:
+        store = self.store
+        # What was closed first and collected then is in `lost` too.
+        if store._leaving or store.opening or store.records.intersection(store.lost):
+            return "something is still on its way"
+        if store.closed and store.idle:
+            return "one is idle although the store is closed"
+        if store.waiters:
+            return "somebody who has left is still in the queue"
+        if store.attention and not store.closed and len(store.records) <= store.maxconn:
+            return "attention is set without a reason"
+        if len(store.records) > store.maxconn and store.idle:
+            return "more than maxconn are open, and one is idle"
+        if not run.faulted and store.requests() != self.loans:
+            return f"{store.requests()} borrows are counted, there were {self.loans}"
+        return None
+
+
+def patch_locks(interleaver: Interleaver, clock: Callable[[], FakeClock | None]) -> Any:
+    """Return what stands for the module `threading` in the store during runs."""
+
+    def make_gate() -> CoopGate:
+        gate = interleaver.gate()
+
+        def advance(seconds: float) -> None:
+            now = clock()
+            if now is not None:
+                now.advance(max(0.0, seconds))
+
+        gate.on_expiry = advance
+        return gate
+
+    return SimpleNamespace(Lock=make_gate, RLock=interleaver.lock)

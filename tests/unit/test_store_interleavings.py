@@ -1,0 +1,86 @@
+"""Every way in which two operations of a pool can interleave, and many of three.
+
+`tests.support.interleave` has how it is done, `tests.support.store_world` what the
+operations are and what must hold.  A failure prints the plan and its story;
+`explorer.run` with that plan repeats it.  `make stress` explores further.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support import explore
+from tests.support.explore import OPERATIONS, Explorer
+
+RETURNS = ["return", "return broken", "drop"]
+"""What the garbage collector can do at any moment, by a borrower's `__del__`."""
+
+
+@pytest.fixture(scope="module")
+def by_line() -> Iterator[Explorer]:
+    with explore.explorer() as made:
+        yield made
+        print(f"{made.runs} runs by line")
+
+
+@pytest.fixture(scope="module")
+def by_bytecode() -> Iterator[Explorer]:
+    with explore.explorer(opcodes=True) as made:
+        yield made
+        print(f"{made.runs} runs by bytecode")
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_two_operations_interleave_at_any_line(by_line: Explorer, name: str) -> None:
+    names = list(OPERATIONS)
+    for other in names[names.index(name) :]:
+        by_line.exhaust((name, other), "all lent", bound=1)
+
+
+@pytest.mark.parametrize("where", ["all lent", "one idle"])
+@pytest.mark.parametrize("one", ["wait", "give up", "borrow", "return"])
+def test_a_return_may_be_interrupted_twice(by_line: Explorer, one: str, where: str) -> None:
+    by_line.exhaust((one, "return"), where, bound=2)
+
+
+@pytest.mark.parametrize("one", ["wait", "give up", "borrow", "check", "close"])
+def test_a_return_interleaves_at_any_bytecode(by_bytecode: Explorer, one: str) -> None:
+    by_bytecode.exhaust((one, "return"), "all lent", bound=1)
+
+
+@pytest.mark.parametrize("names", [("return!", "return!"), ("return!", "return broken!")])
+def test_of_two_who_return_the_same_one_is_refused(
+    by_bytecode: Explorer, names: tuple[str, ...]
+) -> None:
+    by_bytecode.exhaust(names, "all lent", bound=2)
+
+
+def test_three_operations_interleave_at_random(by_line: Explorer) -> None:
+    for seed in range(1000):
+        by_line.walk(seed)
+
+
+def test_waiters_are_served_in_the_order_of_their_entry(by_line: Explorer) -> None:
+    by_line.exhaust(("wait", "wait", "return!"), "all lent", bound=1)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_exception_at_any_bytecode_loses_nothing(by_bytecode: Explorer, name: str) -> None:
+    for other in ("wait", "return"):
+        by_bytecode.fault((name, other), "all lent")
+
+
+def test_an_exception_in_a_return_that_others_interrupt_loses_nothing(by_line: Explorer) -> None:
+    by_line.fault(("return", "wait"), "all lent", bound=1)
+    by_line.fault(("wait", "return"), "all lent", bound=1)
+
+
+@pytest.mark.parametrize("intruder", RETURNS)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_return_by_the_garbage_collector_is_safe_at_any_line(
+    by_line: Explorer, name: str, intruder: str
+) -> None:
+    by_line.intrude((name, "wait"), "all lent", intruder)
+    by_line.intrude((name, "wait"), "one idle", intruder)
