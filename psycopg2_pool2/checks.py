@@ -6,13 +6,18 @@ import math
 from typing import Any
 
 
+def _kind(value: Any) -> str:
+    # Not the value: a dsn with a password, put in the wrong place, would be told.
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
 def seconds(name: str, value: Any, *, optional: bool = False, positive: bool = False) -> Any:
     """Accept a finite number of seconds, not negative; None too if ``optional``."""
     if value is None and optional:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         wanted = "a number of seconds or None" if optional else "a number of seconds"
-        raise TypeError(f"{name} must be {wanted}, not {value!r}")
+        raise TypeError(f"{name} must be {wanted}, not {_kind(value)}")
     if not 0 <= value < math.inf or (positive and value == 0):
         bound = "positive" if positive else "zero or more"
         raise ValueError(f"{name} must be {bound} and finite, not {value!r}")
@@ -24,7 +29,9 @@ def count(name: str, value: Any, *, least: int = 0, optional: bool = False) -> A
     if value is None and optional:
         return None
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int{' or None' if optional else ''}, not {value!r}")
+        raise TypeError(
+            f"{name} must be an int{' or None' if optional else ''}, not {_kind(value)}"
+        )
     if value < least:
         raise ValueError(f"{name} must be at least {least}, not {value!r}")
     return value
@@ -44,7 +51,7 @@ def sizes(minconn: Any, maxconn: Any) -> tuple[int, float]:
 def flag(name: str, value: Any) -> bool:
     """Accept True or False."""
     if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, not {value!r}")
+        raise TypeError(f"{name} must be True or False, not {_kind(value)}")
     return value
 
 
@@ -54,12 +61,12 @@ def function(name: str, value: Any, *also: Any) -> Any:
         value is x or (isinstance(x, str) and value == x) for x in also
     ):
         names = " or ".join(["a callable", *map(repr, also)])
-        raise TypeError(f"{name} must be {names}, not {value!r}")
+        raise TypeError(f"{name} must be {names}, not {_kind(value)}")
     return value
 
 
 def instance(name: str, value: Any, wanted: type) -> Any:
     """Accept an instance of a class, or None."""
     if value is not None and not isinstance(value, wanted):
-        raise TypeError(f"{name} must be a {wanted.__name__}, not {value!r}")
+        raise TypeError(f"{name} must be a {wanted.__name__}, not {_kind(value)}")
     return value

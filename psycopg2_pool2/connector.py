@@ -82,10 +82,12 @@ class Connector:
         self.reset = reset
         factory = self._connect_kwargs.pop("connection_factory", None)
         if factory is not None and not callable(factory):
-            raise TypeError(f"connection_factory must be callable, not {factory!r}")
+            raise TypeError(f"connection_factory must be callable, not a {type(factory).__name__}")
         cursor_factory = self._connect_kwargs.get("cursor_factory")
         if cursor_factory is not None and not callable(cursor_factory):
-            raise TypeError(f"cursor_factory must be callable, not {cursor_factory!r}")
+            raise TypeError(
+                f"cursor_factory must be callable, not a {type(cursor_factory).__name__}"
+            )
         for name in ("async", "async_"):
             if self._connect_kwargs.get(name):
                 raise ValueError(f"{name} connections cannot be pooled")
@@ -161,11 +163,12 @@ class Connector:
     # -- testing -----------------------------------------------------------
 
     def probe(self, conn: Connection) -> bool:
-        """Tell without a round trip whether the connection may still be alive.
+        """Tell without a round trip whether an idle connection may still be alive.
 
-        The socket of an idle connection is readable when the server has said
-        something: farewell, or a notification.  One ``poll()`` is not enough to
-        tell, since the first swallows the farewell and reports nothing.
+        Its socket is readable when the server has said something: farewell, or
+        a notification of a LISTEN that a borrower left behind.  libpq takes the
+        farewell for a notice and fails only at the end of the stream, which may
+        come a moment later; so a notice is enough, as idle sessions get no others.
         """
         if conn.closed:
             return False
@@ -174,7 +177,9 @@ class Connector:
                 if not _readable(conn.fileno()):
                     return bool(conn.get_transaction_status() == IDLE)
                 conn.poll()
-                _forget_messages(conn)  # those of a LISTEN that a borrower left behind
+                if conn.notices:
+                    return False
+                _set_notifies(conn, [])
         except (psycopg2.Error, OSError, ValueError):
             return False
         return True

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 from collections.abc import Hashable
 
 from .care import Care
@@ -28,6 +27,7 @@ from .upkeep import Upkeep
 
 logger = logging.getLogger("psycopg2_pool2")
 
+_CLOSED_BY_PROGRAM = 1  # psycopg2's connection.closed; 2 if the server has gone
 _LOOK_AGAIN = 0.5
 """Seconds after which a waiter looks around by itself, whatever became of his wake-up."""
 
@@ -67,7 +67,9 @@ class Desk:
         try:
             while True:
                 if conn is None:
-                    conn = self._store.borrow() or self._wait(deadline, patient)
+                    conn = self._store.borrow()
+                if conn is None:
+                    conn = self._wait(deadline, patient)
                 fault = self._fault(conn, deadline if patient else None)
                 if fault is None:
                     break
@@ -92,10 +94,10 @@ class Desk:
         """Queue up until a connection is handed over."""
         self._upkeep.collect_lost()
         waiter: Waiter[Connection] = Waiter(patient, borrower() if self._options.debug else None)
-        self._counters.add("requests_queued")
         try:
             self._request(waiter)
-            self._supply.grow()
+            if self._supply.has_workers:
+                self._supply.grow()
             while waiter.item is None:
                 _raise_if(waiter.error)
                 self._wait_a_while(waiter, deadline)
@@ -108,7 +110,7 @@ class Desk:
                 self._put_back(conn)
             raise
         finally:
-            self._counters.add("requests_wait_ms", deadline.elapsed() * 1000)
+            self._counters.add_wait(deadline.elapsed())
 
     def _request(self, waiter: Waiter[Connection]) -> None:
         """Enter the queue; refuse at once whom nothing can help."""
@@ -141,8 +143,13 @@ class Desk:
         """
         self._upkeep.collect_lost()
         self._supply.close_all(self._store.settle())
-        self._supply.grow()
-        if waiter.patient or waiter.item is not None:
+        if self._supply.has_workers:
+            self._supply.grow()
+        if waiter.item is not None:
+            return
+        if self._store.closed:  # by a thread that was interrupted before it told
+            raise PoolClosed(f"connection pool is closed: {self._name!r}")
+        if waiter.patient:
             return
         if self._store.has_room():
             _raise_if(self._supply.refusal(patient=False))
@@ -154,7 +161,7 @@ class Desk:
         limit, until_allowed = self._supply.allowance()
         if not limit:
             return min(pause, until_allowed)
-        permit = self._store.take_permit(math.inf)
+        permit = self._store.take_permit(limit)
         if permit is None:
             return pause
         with contextlib.suppress(Exception):  # the waiter has been told
@@ -169,13 +176,16 @@ class Desk:
         """
         record: Record = conn.pool_record
         try:
-            record.attention = False  # before the reasons are read
+            marked, record.attention = record.attention, False  # before the reasons are read
             if record.retired or record.expires_at <= self._clock():
                 return PoolError("its time is over")
+            test = self._needs_test(record)
+            if not test and not marked and self._supply.watches:
+                return None
             seconds = self._options.test_timeout
             if deadline is not None:
                 seconds = max(0.001, deadline.slice(seconds))
-            return self._care.fault(conn, test=self._needs_test(record), seconds=seconds)
+            return self._care.fault(conn, test=test, seconds=seconds)
         except BaseException:
             self._drop(conn)
             raise
@@ -236,7 +246,10 @@ class Desk:
         elif worthy:
             self._counters.add("returns_bad")
             record.uses += 1
+            lost = conn.closed != _CLOSED_BY_PROGRAM
             self._supply.discard_broken(conn)
+            if lost:
+                self._upkeep.suspect_all()
         else:
             record.uses += 1
             self._counters.add("connections_retired")

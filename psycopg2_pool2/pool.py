@@ -217,10 +217,7 @@ class ConnectionPool:
         # Where the monitor watches the sockets, an idle connection without a mark
         # on its record may be lent as it is; elsewhere it is probed first.
         self._lends_untested = (
-            options.test_on_borrow is False
-            and monitor is not None
-            and monitor.watches
-            and not options.tracks_loans
+            options.test_on_borrow is False and supply.watches and not options.tracks_loans
         )
         self._decides_at_return = options.decides_at_return
         # Bound once: looking them up is a sixth of the idle cycle.
@@ -339,7 +336,10 @@ class ConnectionPool:
             return
         self._counters.add("usage_ms", (self._clock() - since) * 1000)
         if record in self._store.lent and record.uses == uses:
-            self.putconn(conn, close=error is not None and says_lost(error))
+            lost = error is not None and says_lost(error)
+            self.putconn(conn, close=lost)
+            if lost:
+                self._upkeep.suspect_all()
         elif record in self._store.all_records() and error is None:
             raise PoolError(f"a connection of pool {self.name!r} was returned inside its block")
 

@@ -49,6 +49,12 @@ class Counters:
         with self._lock:
             self._sums[name] += amount
 
+    def add_wait(self, seconds: float) -> None:
+        """Add one wait; under one lock, since under contention every borrow comes here."""
+        with self._lock:
+            self._sums["requests_queued"] += 1
+            self._sums["requests_wait_ms"] += seconds * 1000
+
     def read(self) -> dict[str, int]:
         """Return all sums at one moment, as whole numbers."""
         with self._lock:

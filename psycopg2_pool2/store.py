@@ -124,8 +124,9 @@ class Permit:
 class Waiter(Generic[T]):
     """One blocked borrower: a thread.
 
-    ``item`` or ``error`` is set before :meth:`wake` is called.  ``patient``
-    waiters have a timeout; the others want the first error at once.
+    ``item`` or ``error`` is set before :meth:`wake` is called; with neither he
+    looks around and waits again.  ``patient`` waiters have a timeout; the others
+    want the first error at once.
     """
 
     __slots__ = ("_gate", "borrower", "error", "item", "patient")
@@ -251,7 +252,7 @@ class Store(Generic[T]):
                     self._set_attention_locked()
                 finally:
                     self._settling = False
-                if not (self.waiters and self.idle):
+                if not (self.idle and (self.attention or self.waiters)):
                     break
         for waiter in served:
             waiter.wake()
@@ -277,7 +278,8 @@ class Store(Generic[T]):
                     raise TooManyRequests("too many borrowers wait already")
             self.waiters[waiter] = None
             self.attention = True
-        self.settle()
+        if self.idle:
+            self.settle()
 
     def leave(self, waiter: Waiter[T]) -> T | None:
         """Leave the queue; return the connection if it was handed over in the meantime."""
@@ -302,6 +304,14 @@ class Store(Generic[T]):
             waiter.wake()
         return len(failed)
 
+    def nudge(self) -> None:
+        """Wake the first waiter empty-handed: there is room, and he can open one himself."""
+        with self._lock:
+            # Invariant: none to keep; a waiter woken for nothing waits again.
+            waiter = next(iter(self.waiters), None)
+        if waiter is not None:
+            waiter.wake()
+
     # -- permits -----------------------------------------------------------
 
     def take_permit(self, limit: float, *, spare: bool = False) -> Permit | None:
@@ -312,15 +322,16 @@ class Store(Generic[T]):
         any case (for a replacement).
         """
         with self._lock:
-            # Invariant: records + permits <= maxconn.  It is counted before it is
-            # decided, so that a re-entered section cannot take the same room.
+            # Invariant: records + permits <= maxconn.  A permit is counted before
+            # it is granted, so that a re-entered section cannot take the same room.
+            if self.closed or len(self.records) + len(self._permits) >= self.maxconn:
+                return None
             permit = Permit()
             self._permits.add(permit)
             opening = len(self._permits)
             wanted = max(len(self.waiters), self.minconn - self._live_locked())
             if (
-                self.closed
-                or opening > limit
+                opening > limit
                 or len(self.records) + opening > self.maxconn
                 or (opening > wanted and not spare)
             ):
@@ -418,11 +429,11 @@ class Store(Generic[T]):
             # Invariant: it leaves the books before it leaves the queue of the lost.
             while self.lost:
                 record = self.lost[0]
-                if record in self.records:
-                    was_lent = record in self.lent
+                known, was_lent = record in self.records, record in self.lent
+                self._strike_out_locked(record)
+                if known:
                     self.gone_uses += record.uses + was_lent
                     found.append((record, was_lent))
-                self._strike_out_locked(record)
                 if self.lost and self.lost[0] is record:  # else re-entered
                     self.lost.popleft()
             self._set_attention_locked()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable
@@ -71,7 +72,7 @@ class Supply:
         self._store = store
         self._connector = connector
         self._monitor = monitor
-        self._most_at_once = max(1, num_workers)
+        self._most_at_once = num_workers or sys.maxsize  # without workers each opens his own
         self._counters = counters
         self._clock = clock
         self._welcome: weakref.WeakMethod[Callable[[Connection, Record], None]] | None = None
@@ -100,6 +101,11 @@ class Supply:
             welcome(conn, record)
 
     @property
+    def watches(self) -> bool:
+        """Whether a connection is marked as soon as its server hangs up."""
+        return self._monitor is not None and self._monitor.watches
+
+    @property
     def has_workers(self) -> bool:
         """Whether there are threads of ours to open and close connections."""
         return self._monitor is not None
@@ -108,7 +114,10 @@ class Supply:
 
     def grow(self) -> None:
         """Have opened what is wanted; from any thread, never blocks."""
+        if not self._store.has_room():
+            return
         if self._monitor is None:
+            self._store.nudge()
             return
         while True:
             limit, pause = self.allowance()

@@ -24,16 +24,17 @@ def run_crowd(
     Reading the clock twice for each borrow would be a good part of a short one. With `query`
     each borrower sends `SELECT 1`. `batch` borrows are counted at once.
     """
-    counts, elapsed = _count(threads, seconds, _plain(lender, query, batch))
+    counts, elapsed, processor = _count(threads, seconds, _plain(lender, query, batch))
     waits: list[list[float]] = [[] for _ in range(threads)]
     _count(threads, seconds, _timed(lender, query, waits))
     cycles = sum(counts) * batch
     return {
         "us": elapsed / max(cycles, 1) * 1e6,
+        "cpu_us": processor / max(cycles, 1) * 1e6,
         "per_second": cycles / elapsed,
         "fewest": min(counts) * batch,
         "most": max(counts) * batch,
-        "fairness": min(counts) / max(max(counts), 1),
+        "fairness": min(counts) / max(*counts, 1),
         **percentiles([wait for each in waits for wait in each]),
     }
 
@@ -65,8 +66,8 @@ def _timed(lender: Lender, query: bool, waits: list[list[float]]) -> Work:
     return work
 
 
-def _count(threads: int, seconds: float, work: Work) -> tuple[list[int], float]:
-    """Count how often each thread does its work in about so many seconds, and in how many."""
+def _count(threads: int, seconds: float, work: Work) -> tuple[list[int], float, float]:
+    """Count how often each thread does its work; tell in how many seconds, and how busy ones."""
     counts = [0] * threads
     running = [False] * threads
     stopped = threading.Event()
@@ -86,10 +87,11 @@ def _count(threads: int, seconds: float, work: Work) -> tuple[list[int], float]:
     while not all(running):
         time.sleep(0.001)
     time.sleep(_LEAD)
-    began, before = time.perf_counter(), counts.copy()
+    began, busy, before = time.perf_counter(), time.process_time(), counts.copy()
     time.sleep(seconds)
-    ended, after = time.perf_counter(), counts.copy()
+    elapsed, after = time.perf_counter() - began, counts.copy()
+    busy = time.process_time() - busy
     stopped.set()
     for thread in crowd:
         thread.join()
-    return [late - early for late, early in zip(after, before, strict=True)], ended - began
+    return [late - early for late, early in zip(after, before, strict=True)], elapsed, busy

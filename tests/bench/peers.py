@@ -36,10 +36,9 @@ class Plan:
     opened: list[float] = field(default_factory=list)
     """When each connection was opened: the clock's reading."""
 
-    def connect(self) -> connection:
+    def connect(self) -> Any:
         """Open a connection as all pools of psycopg2 connections do here."""
-        conn: connection = psycopg2.connect(self.dsn, connection_factory=self.factory())
-        return conn
+        return psycopg2.connect(self.dsn, connection_factory=self.factory())
 
     def factory(self) -> type[connection]:
         """Return the class of the connections: slow to connect, and counted."""

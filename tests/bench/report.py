@@ -6,7 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 
 from tests.bench.harness import Bench, Column, Result, Row
@@ -55,7 +55,7 @@ def _cell(result: Result, row: Row, column: Column) -> str:
         return "1"
     else:
         value = result.rows.ratio(row.case, key, row.peer)
-    return "–" if value is None else format(value, column.form)
+    return "-" if value is None else format(value, column.form)
 
 
 def circumstances(bench: Bench) -> str:
@@ -70,11 +70,7 @@ def circumstances(bench: Bench) -> str:
 
 
 def _versions() -> Iterator[str]:
-    for package in _PACKAGES:
-        try:
-            yield f"{package} {version(package)}"
-        except PackageNotFoundError:
-            yield f"no {package}"
+    return (f"{package} {version(package)}" for package in _PACKAGES)
 
 
 def _server_version(bench: Bench) -> str:

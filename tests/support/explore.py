@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -52,6 +53,10 @@ class Explorer:
         self.runs = 0
         self._interleaver = interleaver
 
+    def set_granularity(self, *, by_bytecode: bool) -> None:
+        """Take each bytecode, or each line, for a step."""
+        self._interleaver.by_bytecode = by_bytecode
+
     def run(
         self,
         names: Names,
@@ -90,47 +95,50 @@ class Explorer:
         while todo:
             todo.extend(plans(self.run(names, where, todo.pop()), bound))
 
-    def fault(self, names: Names, where: str, bound: int = 0) -> None:
-        """Raise an exception at every step of the first one, under all plans within the bound."""
+    def fault(self, names: Names, where: str) -> None:
+        """Raise an exception in the first one at every moment where one can come."""
         for first in range(len(names)):
-            step = 1
-            while self._fault_at(names, where, Plan(first, fault=(0, step), expiries=3), bound):
-                step += 1
+            moments = self.run(names, where, Plan(first, expiries=3)).moments[0]
+            for moment in range(1, moments + 1):
+                self.run(names, where, Plan(first, fault=(0, moment), expiries=3))
 
-    def _fault_at(self, names: Names, where: str, plan: Plan, bound: int) -> bool:
-        first = self.run(names, where, plan)
-        todo = list(plans(first, bound))
-        while todo:
-            todo.extend(plans(self.run(names, where, todo.pop()), bound))
-        return first.faulted
+    def fault_at_random(self, names: Names, where: str, seed: int) -> None:
+        """Raise an exception in the first one at some moment, with random switches."""
+        draw = random.Random(seed)
+        plan = Plan(draw.randrange(len(names)), fault=(0, draw.randrange(1, 60)), expiries=3)
+        self._walk(names, where, plan, seed)
 
     def intrude(self, names: Names, where: str, intruder: str) -> None:
-        """Do the intruder's operation within the first one, at every step of it."""
+        """Do the intruder's operation within the first one, at every moment where it can come."""
         for first in range(len(names)):
-            plain = self.run(names, where, Plan(first))
-            for step in range(1, plain.steps[0] + 1):
-                self.run(names, where, Plan(first, intrusion=(0, step)), intruder=intruder)
+            moments = self.run(names, where, Plan(first)).moments[0]
+            for moment in range(1, moments + 1):
+                plan = Plan(first, intrusion=(0, moment), expiries=3)
+                self.run(names, where, plan, intruder=intruder)
 
     def walk(self, seed: int) -> None:
         """Run three operations, one of the worlds and the switches all drawn with this seed."""
         draw = random.Random(seed)
         names = tuple(draw.choice(list(OPERATIONS)) for _ in range(3))
         where = draw.choice(list(WORLDS))
-        plan = Plan(draw.randrange(3))
+        self._walk(names, where, Plan(draw.randrange(3)), seed)
+
+    def _walk(self, names: Names, where: str, plan: Plan, seed: int) -> None:
         try:
-            self.run(names, where, replace(plan, walk=draw))
+            self.run(names, where, replace(plan, walk=random.Random(seed)))
         except AssertionError as error:
             raise AssertionError(f"seed {seed}: {error}") from None
 
 
 @contextmanager
-def explorer(*, opcodes: bool = False) -> Iterator[Explorer]:
+def new_explorer() -> Iterator[Explorer]:
     """Make an explorer; locks that stores make meanwhile are its own."""
-    with (
-        Interleaver(TRACED, threads=3, opcodes=opcodes) as interleaver,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        made = Explorer(interleaver)
-        locks = patch_locks(interleaver, lambda: made.world and made.world.clock)
+    with Interleaver(TRACED, threads=3) as interleaver, pytest.MonkeyPatch.context() as patch:
+        explorer = Explorer(interleaver)
+        locks = patch_locks(interleaver, lambda: explorer.world and explorer.world.clock)
         patch.setattr(store_module, "threading", locks)
-        yield made
+        gc.collect()
+        gc.freeze()  # so that collecting what a run leaves behind takes no time
+        yield explorer
+        gc.unfreeze()
+    print(f"{explorer.runs} runs")

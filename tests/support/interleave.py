@@ -8,11 +8,15 @@ So every run is repeatable: the same plan gives the same run.
 
 At a chosen step a run can also have an exception raised in a thread, as a
 signal or `PyThreadState_SetAsyncExc` would, or a call made in it, as the
-garbage collector does when it runs a ``__del__``.
+garbage collector does when it runs a ``__del__``.  Both happen only where they
+can: CPython looks for them when a function begins, when a call has returned,
+and at the back edge of a loop.
 """
 
 from __future__ import annotations
 
+import dis
+import functools
 import linecache
 import random
 import sys
@@ -45,9 +49,9 @@ class Plan:
     first: int = 0
     switches: tuple[tuple[int, int], ...] = ()
     fault: tuple[int, int] | None = None
-    """Raise `Injected` in this thread at this step of its own (from 1)."""
+    """Raise `Injected` in this thread at the so manieth moment where it can come (from 1)."""
     intrusion: tuple[int, int] | None = None
-    """Make the run's extra call in this thread at this step of its own (from 1)."""
+    """Make the run's extra call in this thread at the so manieth such moment (from 1)."""
     expiries: int = 0
     """How many waits may time out when nobody can run, before the run is stuck."""
     walk: random.Random | None = None
@@ -67,6 +71,8 @@ class Run:
     """For each step, as bits, which other threads could have gone on."""
     steps: list[int] = field(default_factory=list)
     """How many steps each thread took."""
+    moments: list[int] = field(default_factory=list)
+    """How many moments each thread had for an exception, or for an intrusion."""
     problems: list[str] = field(default_factory=list)
     errors: list[BaseException | None] = field(default_factory=list)
     stuck: bool = False
@@ -85,6 +91,7 @@ class _Task:
         self.call: Call | None = None
         self.done = True
         self.steps = 0
+        self.moments = 0
         self.ready: Callable[[], bool] | None = None  # None: not blocked
         self.may_expire = False
         self.expired = False
@@ -96,10 +103,9 @@ class _Task:
 class Interleaver:
     """The scheduler: it owns the threads and hands the baton from one to the next."""
 
-    def __init__(self, traced: Iterable[CodeType], *, threads: int, opcodes: bool = False) -> None:
+    def __init__(self, traced: Iterable[CodeType], *, threads: int) -> None:
         self._traced = frozenset(traced)
-        self._opcodes = opcodes
-        self._event = "opcode" if opcodes else "line"
+        self.by_bytecode = False
         self._tasks = [_Task(index) for index in range(threads)]
         self._active: list[_Task] = []
         self._current: _Task | None = None
@@ -111,7 +117,6 @@ class Interleaver:
         self._watch: Callable[[], str | None] = lambda: None
         self._intruder: Call = lambda: None
         self._recording = False
-        self._locks: list[CoopLock] = []
         self._threads = [
             threading.Thread(target=self._serve, args=[task], daemon=True) for task in self._tasks
         ]
@@ -137,9 +142,7 @@ class Interleaver:
 
     def lock(self) -> CoopLock:
         """Make a lock that may be re-entered; in place of `threading.RLock`."""
-        lock = CoopLock(self)
-        self._locks.append(lock)
-        return lock
+        return CoopLock(self)
 
     def gate(self) -> CoopGate:
         """Make what a waiter waits at; in place of `threading.Lock`."""
@@ -182,7 +185,7 @@ class Interleaver:
         self._aborting = False
         self._active = self._tasks[: len(calls)]
         for task, call in zip(self._active, calls, strict=True):
-            task.call, task.done, task.steps = call, False, 0
+            task.call, task.done, task.steps, task.moments = call, False, 0, 0
             task.ready, task.expired = None, False
         self._pass_to(self._active[plan.first])
         if not self._finished.acquire(timeout=_PATIENCE):
@@ -194,8 +197,8 @@ class Interleaver:
                     if not self._finished.acquire(timeout=_PATIENCE):
                         raise AssertionError(f"a thread cannot be unwound: {plan}")
         self._current = None
-        self._locks.clear()
         run.steps = [task.steps for task in self._active]
+        run.moments = [task.moments for task in self._active]
         return run
 
     def _serve(self, task: _Task) -> None:
@@ -216,12 +219,7 @@ class Interleaver:
         sys.settrace(self._trace_call)
         try:
             call()
-        except Injected:
-            # CPython delivers asynchronous exceptions after calls and at back
-            # edges only, so that `with` always leaves; ours may hit its exit.
-            for lock in self._locks:
-                lock.break_open(task)
-        except _Abandoned:
+        except (Injected, _Abandoned):
             pass
         except BaseException as error:
             self._run.errors[task.index] = error
@@ -233,29 +231,38 @@ class Interleaver:
     def _trace_call(self, frame: FrameType, event: str, arg: object) -> Any:
         if frame.f_code not in self._traced:
             return None
-        if self._opcodes:
-            frame.f_trace_opcodes = True
-        return self._trace_step
+        if not self.by_bytecode:
+            return self._trace_line
+        frame.f_trace_opcodes = True
+        return _FrameTracer(self._step, self._moment)
 
-    def _trace_step(self, frame: FrameType, event: str, arg: object) -> Any:
-        if event == self._event and not self._aborting:
+    def _trace_line(self, frame: FrameType, event: str, arg: object) -> Any:
+        if event == "line" and not self._aborting:
             self._step(frame)
-        return self._trace_step
+        return self._trace_line
+
+    def _moment(self) -> None:
+        """Let come what can come from outside at this moment."""
+        task, plan = self._current, self._run.plan
+        if task is None or self._aborting:
+            return
+        task.moments += 1
+        if plan.fault == (task.index, task.moments):
+            self._run.faulted = True
+            raise Injected
+        if plan.intrusion == (task.index, task.moments):
+            self._intruder()
+            self._look()
 
     def _step(self, frame: FrameType) -> None:
         task, run = self._current, self._run
-        assert task is not None
+        if task is None or self._aborting:
+            return
         task.steps += 1
         self._look()
         if self._recording:
             run.story.append(f"{task.index}: {_place(frame)}")
         plan = run.plan
-        if plan.fault == (task.index, task.steps):
-            run.faulted = True
-            raise Injected
-        if plan.intrusion == (task.index, task.steps):
-            self._intruder()
-            self._look()
         others = 0
         for other in self._active:
             if other is not task and not other.done and (other.ready is None or other.ready()):
@@ -315,6 +322,52 @@ class Interleaver:
         target.baton.release()
 
 
+class _FrameTracer:
+    """Reports the steps of one call by bytecode, and the moments for what comes from outside."""
+
+    def __init__(self, step: Callable[[FrameType], None], moment: Callable[[], None]) -> None:
+        self._step = step
+        self._moment = moment
+        self._last = -1
+
+    def __call__(self, frame: FrameType, event: str, arg: object) -> Any:
+        if event == "opcode":
+            last, self._last = self._last, frame.f_lasti
+            if self._last in _moments(frame.f_code).get(last, ()):
+                self._moment()
+            self._step(frame)
+        return self
+
+
+@functools.cache
+def _moments(code: CodeType) -> dict[int, set[int]]:
+    """Return between which bytecodes an exception can come from outside, with the same handler.
+
+    Where the handler is another one, as at the end of a `with` block, it would
+    be handled as if it had come before; the next moment has the same effect.
+    """
+    instructions = [i for i in dis.get_instructions(code) if i.opname != "CACHE"]
+    offsets = [i.offset for i in instructions]
+    found: dict[int, set[int]] = {-1: set(offsets[:2])}
+    for instruction in instructions:
+        if instruction.opname.startswith("CALL"):
+            found[instruction.offset] = {o for o in offsets if o > instruction.offset}
+        elif instruction.opname.startswith("JUMP") and "FORWARD" not in instruction.opname:
+            found[instruction.offset] = set(offsets)
+    parse = getattr(dis, "_parse_exception_table", None)  # since Python 3.11
+    if parse is not None:
+        entries = list(parse(code))
+
+        def handler(offset: int) -> int | None:
+            inner = [e.target for e in entries if e.start <= offset < e.end]
+            return inner[-1] if inner else None
+
+        for last, following in found.items():
+            if last >= 0:
+                found[last] = {o for o in following if handler(o) == handler(last)}
+    return found
+
+
 class CoopLock:
     """A lock that may be re-entered; who waits for it is not runnable."""
 
@@ -337,11 +390,6 @@ class CoopLock:
 
     def __exit__(self, *exc_info: object) -> None:
         self._depth -= 1
-
-    def break_open(self, task: object) -> None:
-        """Free the lock if this thread has it."""
-        if self._owner is task:
-            self._depth = 0
 
 
 class CoopGate:

@@ -289,9 +289,10 @@ class World:
                 return f"an operation raised {error!r}"
         if run.stuck:
             return self._needless_wait()
-        if run.faulted:
+        disturbed = run.faulted or run.plan.intrusion is not None
+        if disturbed:
             self.look_again()
-        return self._misplaced() or self._miscounted(run)
+        return self._misplaced() or self._unsettled() or (None if disturbed else self._miscounted())
 
     def _needless_wait(self) -> str | None:
         store = self.store
@@ -326,7 +327,7 @@ class World:
             return f"{len(store.lent)} count as lent, {len(lent)} are"
         return None
 
-    def _miscounted(self, run: Run) -> str | None:
+    def _unsettled(self) -> str | None:
         store = self.store
         # What was closed first and collected then is in `lost` too.
         if store._leaving or store.opening or store.records.intersection(store.lost):
@@ -339,8 +340,12 @@ class World:
             return "attention is set without a reason"
         if len(store.records) > store.maxconn and store.idle:
             return "more than maxconn are open, and one is idle"
-        if not run.faulted and store.requests() != self.loans:
-            return f"{store.requests()} borrows are counted, there were {self.loans}"
+        return None
+
+    def _miscounted(self) -> str | None:
+        counted = self.store.requests()
+        if counted != self.loans:
+            return f"{counted} borrows are counted, there were {self.loans}"
         return None
 
 

@@ -11,25 +11,28 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support import explore
-from tests.support.explore import OPERATIONS, Explorer
+from tests.support.explore import OPERATIONS, Explorer, new_explorer
 
 RETURNS = ["return", "return broken", "drop"]
 """What the garbage collector can do at any moment, by a borrower's `__del__`."""
 
 
 @pytest.fixture(scope="module")
-def by_line() -> Iterator[Explorer]:
-    with explore.explorer() as made:
+def explorer() -> Iterator[Explorer]:
+    with new_explorer() as made:
         yield made
-        print(f"{made.runs} runs by line")
 
 
-@pytest.fixture(scope="module")
-def by_bytecode() -> Iterator[Explorer]:
-    with explore.explorer(opcodes=True) as made:
-        yield made
-        print(f"{made.runs} runs by bytecode")
+@pytest.fixture
+def by_line(explorer: Explorer) -> Explorer:
+    explorer.set_granularity(by_bytecode=False)
+    return explorer
+
+
+@pytest.fixture
+def by_bytecode(explorer: Explorer) -> Explorer:
+    explorer.set_granularity(by_bytecode=True)
+    return explorer
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -67,20 +70,22 @@ def test_waiters_are_served_in_the_order_of_their_entry(by_line: Explorer) -> No
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_an_exception_at_any_bytecode_loses_nothing(by_bytecode: Explorer, name: str) -> None:
+def test_an_exception_after_any_bytecode_loses_nothing(by_bytecode: Explorer, name: str) -> None:
     for other in ("wait", "return"):
         by_bytecode.fault((name, other), "all lent")
 
 
-def test_an_exception_in_a_return_that_others_interrupt_loses_nothing(by_line: Explorer) -> None:
-    by_line.fault(("return", "wait"), "all lent", bound=1)
-    by_line.fault(("wait", "return"), "all lent", bound=1)
+@pytest.mark.parametrize("names", [("return", "wait"), ("wait", "return")], ids=" + ".join)
+def test_an_exception_while_others_go_on_loses_nothing(
+    by_bytecode: Explorer, names: tuple[str, str]
+) -> None:
+    for seed in range(500):
+        by_bytecode.fault_at_random(names, "all lent", seed)
 
 
 @pytest.mark.parametrize("intruder", RETURNS)
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_a_return_by_the_garbage_collector_is_safe_at_any_line(
-    by_line: Explorer, name: str, intruder: str
+def test_a_return_by_the_garbage_collector_is_safe_after_any_bytecode(
+    by_bytecode: Explorer, name: str, intruder: str
 ) -> None:
-    by_line.intrude((name, "wait"), "all lent", intruder)
-    by_line.intrude((name, "wait"), "one idle", intruder)
+    by_bytecode.intrude((name, "wait"), "all lent", intruder)

@@ -12,7 +12,7 @@ import tracemalloc
 from contextlib import ExitStack
 from functools import partial
 
-from tests.bench.harness import Aim, Bench, Case, Column, Plot, Rows, Sample, Scenario, Trial
+from tests.bench.harness import Aim, Bench, Case, Column, Rows, Sample, Scenario, Trial
 from tests.bench.peers import GROWING, OPENERS, Lender, Plan
 
 

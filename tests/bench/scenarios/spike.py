@@ -1,4 +1,4 @@
-"""A burst of borrowers while connecting is slow: whom does it keep waiting, and what is opened?
+"""A burst of borrowers while connecting is slow: who waits how long, and what is opened.
 
 After HikariCP's study "Welcome to the Jungle": 50 borrowers at once, 150 ms to connect, 2 ms of
 work each.
@@ -83,7 +83,7 @@ def _cases(bench: Bench) -> list[Case]:
 def _aims(rows: Rows) -> list[Aim]:
     return [
         Aim(
-            "empty pool: longest wait / (one connect + the turn in the queue)",
+            "empty pool: longest wait / (one connect + the turn in the queue), median",
             rows.figure(EMPTY, "of_bound"),
             1.1,
         ),

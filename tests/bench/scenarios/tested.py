@@ -14,7 +14,7 @@ BARE = "bare SELECT 1"
 
 
 def _cases(bench: Bench) -> list[Case]:
-    cycles = 300 if bench.quick else 2_000
+    cycles = 400 if bench.quick else 2_000
     plan = Plan(bench.server.dsn, idle=1, size=1, test=True)
 
     def open_all(stack: ExitStack) -> dict[str, Trial]:
@@ -22,7 +22,7 @@ def _cases(bench: Bench) -> list[Case]:
         stack.callback(conn.close)
         lenders = {peer: stack.enter_context(lending(peer, plan)) for peer in TESTING}
         lenders[BARE] = Lender(lambda: conn, ask, conn.close)
-        return {peer: partial(cycle, lender, cycles) for peer, lender in lenders.items()}
+        return {peer: partial(cycle, lender, cycles, length=1) for peer, lender in lenders.items()}
 
     return [Case(CASE, open_all)]
 

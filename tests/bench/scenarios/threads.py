@@ -44,11 +44,13 @@ def _aims(rows: Rows) -> list[Aim]:
 SCENARIO = Scenario(
     name="threads",
     title="Threads on as many connections",
-    note="No test and no statement: what the pool itself costs when nobody has to wait. Fairness"
+    note="No test and no statement: what the pool itself costs when nobody has to wait. Busy is the"
+    " processor time of the process. Fairness"
     " (fewest borrows of a thread divided by the most) and the longest waits show here how Python"
     " shares out its time among threads, more than the pool.",
     columns=(
         Column("us", "µs a cycle", ",.3f"),
+        Column("cpu_us", "busy µs", ",.3f"),
         Column("ratio:us", "ours/its"),
         Column("per_second", "cycles/s", ",.0f"),
         Column("fairness", "fewest/most"),
