@@ -20,7 +20,7 @@ from typing import Any, Literal
 import psycopg2
 from psycopg2 import extensions as ext
 
-from .connection import pooled_factory, really_close
+from .connection import Messages, pooled_factory, really_close
 from .failures import censored
 
 Connection = Any  # a psycopg2 connection of the class that pooled_factory makes
@@ -179,7 +179,7 @@ class Connector:
                 conn.poll()
                 if conn.notices:
                     return False
-                _set_notifies(conn, [])
+                _set_notifies(conn, Messages(conn))
         except (psycopg2.Error, OSError, ValueError):
             return False
         return True
@@ -324,8 +324,8 @@ def _restore_settings(conn: Connection) -> None:
 
 def _forget_messages(conn: Connection) -> None:
     # New lists: the borrower may have kept the old ones to read them.
-    _set_notices(conn, [])
-    _set_notifies(conn, [])
+    _set_notices(conn, Messages(conn))
+    _set_notifies(conn, Messages(conn))
 
 
 def _end_transaction(conn: Connection, how: Literal["commit", "rollback"]) -> None:

@@ -92,11 +92,12 @@ class Desk:
 
     def _wait(self, deadline: Deadline, patient: bool) -> Connection:
         """Queue up until a connection is handed over."""
-        self._upkeep.collect_lost()
+        if self._store.lost:
+            self._upkeep.collect_lost()
         waiter: Waiter[Connection] = Waiter(patient, borrower() if self._options.debug else None)
         try:
             self._request(waiter)
-            if self._supply.has_workers:
+            if self._supply.has_workers and self._store.has_room():
                 self._supply.grow()
             while waiter.item is None:
                 _raise_if(waiter.error)

@@ -37,13 +37,16 @@ class KeyedLoans:
         Returns None if the first one has not finished by the deadline.
         """
         while True:
-            with self._lock:
-                loan = self._loans.get(key)
-                first = loan is None
-                if loan is None:
-                    loan = self._loans[key] = _KeyedLoan()
-            if first:
-                return self._borrow(key, loan, borrow)
+            mine = _KeyedLoan()
+            try:
+                loan = self._loans.setdefault(key, mine)
+                if loan is mine:
+                    return self._borrow(key, mine, borrow)
+            except BaseException:
+                self._drop(key, mine)
+                raise
+            finally:
+                mine.settled.set()
             if not loan.settled.wait(deadline.remaining()):
                 return None
             conn = loan.record() if loan.record is not None else None
@@ -59,17 +62,11 @@ class KeyedLoans:
         record.key = None
 
     def _borrow(self, key: Hashable, loan: _KeyedLoan, borrow: Callable[[], Any]) -> Any:
-        try:
-            conn = borrow()
-            record = conn.pool_record
-            record.key, record.attention = key, True  # so that end() is called
-            loan.record = record
-            return conn
-        except BaseException:
-            self._drop(key, loan)
-            raise
-        finally:
-            loan.settled.set()
+        conn = borrow()
+        record = conn.pool_record
+        record.key, record.attention = key, True  # so that end() is called
+        loan.record = record
+        return conn
 
     def _drop(self, key: Hashable, loan: _KeyedLoan) -> None:
         with self._lock:

@@ -107,6 +107,8 @@ class Monitor:
         with self._lock:
             self._start_locked()
         self.workers.submit(job)
+        if self.workers.crowded:
+            self._sleeper.wake()  # to look whether the workers are stuck
 
     def call_later(self, seconds: float, method: Callable[[], object]) -> Timer:
         """Have a bound method called by a worker in ``seconds``."""
@@ -185,10 +187,13 @@ class Monitor:
 
     def _finished(self) -> bool:
         with self._lock:
-            if any(ref() is not None for ref in list(self._clients)) or self.workers.busy:
+            served = any(ref() is not None for ref in list(self._clients))
+            if served or self.workers.busy or self._guarded:
+                return False
+            self._guard_tick = None
+            if self._guarded:  # one began meanwhile, and saw the tick
                 return False
             self._timers.clear()
-            self._guard_tick = None
             self._thread = None
             return True
 
@@ -234,13 +239,12 @@ class Monitor:
         return due
 
     def _enforce_guards(self, now: float) -> None:
-        if self._guard_tick is None:
-            return
         if not self._guarded:
             self._guard_tick = None
-            if not self._guarded:  # else one began meanwhile and saw the tick
+            if not self._guarded:  # else one began meanwhile, and saw the tick
                 return
-            self._guard_tick = 0.05
+        if self._guard_tick is None:
+            self._guard_tick = _RELIEF_INTERVAL
         for token, operation in list(self._guarded.items()):
             if operation.deadline <= now and self._guarded.pop(token, None) is not None:
                 with contextlib.suppress(OSError):

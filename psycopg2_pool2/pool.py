@@ -257,12 +257,12 @@ class ConnectionPool:
         :class:`TooManyRequests`, :class:`PoolClosed`, :class:`PoolUnavailable`,
         or what psycopg2 or ``configure`` raised when a connection was opened.
         """
-        conn = None
         if self._lends_untested and key is None:
             conn = self._borrow()
             if conn is not None and not conn.pool_record.attention:
                 return conn
-        return self._getconn(conn, key, timeout)
+            return self._getconn(conn, None, timeout)
+        return self._getconn(None, key, timeout)
 
     def _getconn(self, conn: Connection | None, key: Hashable | None, timeout: Any) -> Connection:
         if not self._started:
@@ -301,8 +301,6 @@ class ConnectionPool:
             or self._decides_at_return
             or conn.get_transaction_status()
             or conn.status != STATUS_READY
-            or conn.notices
-            or conn.notifies
         ):
             self._desk.take_back(conn, record, close)
         else:

@@ -41,7 +41,7 @@ import os
 import threading
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from .errors import PoolClosed, PoolExhausted, TooManyRequests
@@ -223,20 +223,20 @@ class Store(Generic[T]):
             self.low = len(self.idle)
         return item
 
-    def give_back(self, item: T, record: Record) -> list[T]:
+    def give_back(self, item: T, record: Record) -> Sequence[T]:
         """Queue a connection that :meth:`claim` took back; return what to close instead."""
         record.idle_since = self._clock()
         record.uses += 1
         self._append(item)
-        return self.settle() if self.attention else []
+        return self.settle() if self.attention else ()
 
-    def keep(self, item: T, *, oldest: bool = False) -> list[T]:
+    def keep(self, item: T, *, oldest: bool = False) -> Sequence[T]:
         """Queue a connection that the pool itself had in hand; return what to close instead."""
         if oldest:
             self.idle.appendleft(item)
         else:
             self._append(item)
-        return self.settle() if self.attention else []
+        return self.settle() if self.attention else ()
 
     def settle(self) -> list[T]:
         """Hand idle connections to those who wait; return those that have to be closed."""
@@ -390,9 +390,12 @@ class Store(Generic[T]):
             return self._live_locked() > self.minconn and self.withdraw(item, leaving=True)
 
     def has_room(self) -> bool:
-        """Tell whether one more may be opened."""
-        with self._lock:
-            return len(self.records) + len(self._permits) < self.maxconn
+        """Tell whether one more may be opened, as far as can be seen without the lock.
+
+        Whoever makes room looks for waiters afterwards; so it is enough that a
+        waiter is in the queue before he looks for room.
+        """
+        return len(self.records) + len(self._permits) < self.maxconn
 
     def is_above_floor(self) -> bool:
         """Tell whether one may be closed without undercutting ``minconn``."""

@@ -54,6 +54,11 @@ class Workers:
         self._finished_before = self._finished
         return True
 
+    @property
+    def crowded(self) -> bool:
+        """Whether more jobs wait than threads are free to take them."""
+        return self._jobs.qsize() > self._free
+
     def stop(self) -> None:
         """Let the threads end when they have done what is queued."""
         with self._lock:

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(told, *map(report.as_text, results), sep="\n\n")
     report.write(results, told, options.out)
     plots.draw(results, options.out)
-    print(f"\nTables, plots and results.json are in {options.out}.")
+    print(f"\nTables, plots and all figures are in {options.out}.")
 
 
 def _names() -> str:

@@ -29,6 +29,11 @@ class Bench:
     rounds: int = 7
 
     @property
+    def short_turns(self) -> int:
+        """How many turns replace a round where one is very short."""
+        return self.rounds * (5 if self.quick else 20)
+
+    @property
     def seconds(self) -> float:
         """How long each measured stretch of a turn lasts."""
         return 0.06 if self.quick else 0.25
@@ -150,6 +155,7 @@ def run(scenario: Scenario, bench: Bench, progress: Progress) -> Result:
 def _run_case(case: Case, rounds: int, progress: Progress) -> list[Row]:
     with ExitStack() as stack:
         trials = case.open(stack)
+        gc.collect()
         peers = list(trials)
         samples: dict[str, list[Sample]] = {peer: [] for peer in peers}
         for turn in range(rounds):
@@ -161,7 +167,6 @@ def _run_case(case: Case, rounds: int, progress: Progress) -> list[Row]:
 
 
 def _without_gc(trial: Trial) -> Sample:
-    gc.collect()
     gc.disable()
     try:
         return trial()
@@ -170,14 +175,18 @@ def _without_gc(trial: Trial) -> Sample:
 
 
 def pool_case(
-    label: str, plan: Plan, peers: Sequence[str], measure: Callable[[Lender], Sample]
+    label: str,
+    plan: Plan,
+    peers: Sequence[str],
+    measure: Callable[[Lender], Sample],
+    rounds: int | None = None,
 ) -> Case:
     """Return a case in which each peer opens a pool once and is measured in every round."""
 
     def open_pools(stack: ExitStack) -> dict[str, Trial]:
         return {peer: partial(measure, stack.enter_context(lending(peer, plan))) for peer in peers}
 
-    return Case(label, open_pools)
+    return Case(label, open_pools, rounds)
 
 
 WAIT_COLUMNS = (

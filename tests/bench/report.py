@@ -79,19 +79,21 @@ def _server_version(bench: Bench) -> str:
 
 
 def write(results: Sequence[Result], told: str, folder: Path) -> None:
-    """Write `results.json`, and for the documentation a table of each scenario."""
+    """Write of each scenario all figures as JSON, and its table for the documentation.
+
+    Files of their own, so that a scenario can be measured again alone.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    everything = {"circumstances": told, "scenarios": [_as_data(result) for result in results]}
-    (folder / "results.json").write_text(json.dumps(everything, indent=1) + "\n")
-    (folder / "circumstances.inc").write_text(told + "\n")
     for result in results:
-        parts = [result.scenario.note, table(result), aims(result)]
-        path = folder / f"{result.scenario.name}.inc"
-        path.write_text("\n\n".join(filter(None, parts)) + "\n")
+        path = folder / result.scenario.name
+        path.with_suffix(".json").write_text(json.dumps(_as_data(result, told), indent=1) + "\n")
+        parts = [result.scenario.note, told, table(result), aims(result)]
+        path.with_suffix(".inc").write_text("\n\n".join(parts) + "\n")
 
 
-def _as_data(result: Result) -> dict[str, object]:
+def _as_data(result: Result, told: str) -> dict[str, object]:
     return {
+        "circumstances": told,
         "name": result.scenario.name,
         "aims": [
             {"aim": aim.text, "measured": aim.measured, "limit": aim.limit, "met": aim.met}

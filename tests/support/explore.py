@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import groupby
 
 import pytest
 
@@ -87,7 +88,8 @@ class Explorer:
     def _story(self, names: Names, where: str, plan: Plan, intruder: str | None) -> list[str]:
         if plan.walk is not None:
             return []
-        return self.run(names, where, plan, intruder=intruder, record=True).story
+        story = self.run(names, where, plan, intruder=intruder, record=True).story
+        return [line for line, _ in groupby(story)]
 
     def exhaust(self, names: Names, where: str, bound: int, *, expiries: int = 0) -> None:
         """Run all plans with at most so many preemptions."""
@@ -135,7 +137,9 @@ def new_explorer() -> Iterator[Explorer]:
     """Make an explorer; locks that stores make meanwhile are its own."""
     with Interleaver(TRACED, threads=3) as interleaver, pytest.MonkeyPatch.context() as patch:
         explorer = Explorer(interleaver)
-        locks = patch_locks(interleaver, lambda: explorer.world and explorer.world.clock)
+        locks = patch_locks(
+            interleaver, lambda: None if explorer.world is None else explorer.world.clock
+        )
         patch.setattr(store_module, "threading", locks)
         gc.collect()
         gc.freeze()  # so that collecting what a run leaves behind takes no time

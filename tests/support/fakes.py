@@ -113,7 +113,7 @@ class FakeDriver:
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
         """Put this in the driver's place."""
-        patch.setattr(connector.psycopg2, "connect", self.connect)
+        patch.setattr(psycopg2, "connect", self.connect)
         patch.setattr(connector, "_readable", lambda fd: fd in self.dead)
         patch.setattr(connector, "_forget_messages", lambda conn: None)
         patch.setattr(connector, "_restore_settings", lambda conn: None)

@@ -24,10 +24,10 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial, reduce
 from operator import or_
-from types import TracebackType
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from psycopg2_pool2.contrib.embedded import free_port
+from psycopg2_pool2.contrib.embedded.endpoint import Endpoint
 
 T = TypeVar("T")
 Address = tuple[str, int]
@@ -156,7 +156,7 @@ class Link:
         self.server.close()
 
 
-class Proxy:
+class Proxy(Endpoint):
     """Listens on an address and forwards to another, until told to do worse.
 
     `connects` counts the connections that were accepted.
@@ -179,28 +179,7 @@ class Proxy:
         self._thread = threading.Thread(target=self._run, name=f"proxy-{self.port}", daemon=True)
         self._thread.start()
 
-    def __enter__(self) -> Proxy:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    # Where it is, and what it sees
-
-    @property
-    def params(self) -> dict[str, Any]:
-        """Arguments for `psycopg2.connect`."""
-        return {"host": self.host, "port": self.port, "user": "postgres", "dbname": "postgres"}
-
-    @property
-    def dsn(self) -> str:
-        """The same as a connection string."""
-        return " ".join(f"{key}={value}" for key, value in self.params.items())
+    # What it sees
 
     @property
     def mode(self) -> Mode:

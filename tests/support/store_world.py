@@ -48,9 +48,7 @@ class Item:
 class World:
     """One store and all that is known about it."""
 
-    def __init__(
-        self, *, idle: int, lent: int, room: int = 0, minconn: int = 0
-    ) -> None:
+    def __init__(self, *, idle: int, lent: int, room: int = 0, minconn: int = 0) -> None:
         self.clock = FakeClock()
         self.store: Store[Item] = Store(minconn, idle + lent + room, self.clock)
         self.lock = cast(CoopLock, self.store._lock)

@@ -175,9 +175,7 @@ class PoolModel(RuleBasedStateMachine):
         if how == "reap_idle_connections":
             if self.driver.error is not None:
                 self.trouble_until = self.clock() + 100
-            assert all(
-                conn.pool_record.expires_at > self.clock() for conn in self.pool._store.idle
-            )
+            assert all(conn.pool_record.expires_at > self.clock() for conn in self.pool._store.idle)
             limit = self.clock() - IDLE
             old = [c for c in self.pool._store.idle if c.pool_record.idle_since <= limit]
             floor = self.pool._store.size <= self.pool.minconn
@@ -222,5 +220,5 @@ class PoolModel(RuleBasedStateMachine):
 
 TestPoolModel = PoolModel.TestCase
 TestPoolModel.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, derandomize=True, database=None
+    max_examples=40, stateful_step_count=40, deadline=None, derandomize=True, database=None
 )

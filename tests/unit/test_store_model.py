@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import settings
@@ -31,7 +32,7 @@ class StoreModel(RuleBasedStateMachine):
         self.permits: list[Permit] = []
         self.waiters: list[Waiter[Item]] = []
         self.loans = 0
-        self.allowed = 4
+        self.allowed: float = 4
 
     # -- what a pool does --------------------------------------------------
 
@@ -50,7 +51,7 @@ class StoreModel(RuleBasedStateMachine):
         self.lent.append(item)
         self.loans += 1
 
-    def close_surplus(self, items: list[Item]) -> None:
+    def close_surplus(self, items: Sequence[Item]) -> None:
         for item in items:
             assert item.number == self.idle.pop(0)
             self.close(item)
@@ -119,7 +120,9 @@ class StoreModel(RuleBasedStateMachine):
         except TooManyRequests:
             assert crowded
         else:
-            assert not (self.store.closed or full or crowded)
+            assert not self.store.closed
+            assert not full
+            assert not crowded
             self.waiters.append(waiter)
             self.served()
 

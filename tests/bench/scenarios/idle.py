@@ -61,9 +61,10 @@ def _waits(
 
 
 def _cases(bench: Bench) -> list[Case]:
-    chunks = 200 if bench.quick else 500
     plan = Plan(bench.server.dsn, idle=4, size=4)
-    return [pool_case(CASE, plan, ALL, partial(cycle, chunks=chunks, length=100))]
+    # Many short turns: a processor that slows down for a second slows all peers down.
+    measure = partial(cycle, chunks=20, length=100)
+    return [pool_case(CASE, plan, ALL, measure, rounds=bench.short_turns)]
 
 
 def _aims(rows: Rows) -> list[Aim]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -39,7 +40,11 @@ print(json.dumps({{
 
 def _import(modules: str) -> Sample:
     program = _PROGRAM.format(modules=modules)
-    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=True)
+    # An installed package is compiled, whatever this process is told about its own modules.
+    compiled = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, check=True, env=compiled
+    )
     sample: Sample = json.loads(done.stdout)
     return sample
 

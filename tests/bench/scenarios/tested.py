@@ -14,7 +14,7 @@ BARE = "bare SELECT 1"
 
 
 def _cases(bench: Bench) -> list[Case]:
-    cycles = 400 if bench.quick else 2_000
+    cycles = 100
     plan = Plan(bench.server.dsn, idle=1, size=1, test=True)
 
     def open_all(stack: ExitStack) -> dict[str, Trial]:
@@ -24,7 +24,7 @@ def _cases(bench: Bench) -> list[Case]:
         lenders[BARE] = Lender(lambda: conn, ask, conn.close)
         return {peer: partial(cycle, lender, cycles, length=1) for peer, lender in lenders.items()}
 
-    return [Case(CASE, open_all)]
+    return [Case(CASE, open_all, rounds=bench.short_turns)]
 
 
 def _aims(rows: Rows) -> list[Aim]:

@@ -1,0 +1,33 @@
+"""Ports to listen on."""
+
+from __future__ import annotations
+
+import socket
+from random import SystemRandom
+
+from .errors import EmbeddedServerError
+
+
+def free_port(*hosts: str) -> int:
+    """Return a port that is free on all these addresses.
+
+    It lies below those that the kernel gives to outgoing connections: one of these could hold the
+    port while a server is restarted.
+    """
+    for _ in range(100):
+        port = SystemRandom().randrange(20000, 32000)
+        if all(_is_free(host, port) for host in hosts or ("127.0.0.1",)):
+            return port
+    raise EmbeddedServerError(f"no free port found on {', '.join(hosts)}")
+
+
+def _is_free(host: str, port: int) -> bool:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        # What an earlier server's connections left in TIME_WAIT does not hinder a server.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+        return True

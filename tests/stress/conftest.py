@@ -1,0 +1,5 @@
+"""Pools for the tests of this folder."""
+
+from tests.support.pools import app, make_any_pool, make_pool
+
+__all__ = ["app", "make_any_pool", "make_pool"]

@@ -1,0 +1,116 @@
+"""The circuit breaker: a state machine that is told the time."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from psycopg2_pool2 import CircuitBreaker
+
+
+def fail(breaker: CircuitBreaker, now: float, *, prompt: bool = False) -> None:
+    breaker.begin()
+    breaker.fail(now, prompt=prompt)
+
+
+def opened(prompt: bool = False, **limits: Any) -> CircuitBreaker:
+    breaker = CircuitBreaker(**limits)
+    while breaker.state() == "closed":
+        fail(breaker, 0.0, prompt=prompt)
+    return breaker
+
+
+def test_it_is_closed_until_threshold_failures_in_a_row() -> None:
+    breaker = CircuitBreaker(threshold=3)
+    for _ in range(2):
+        fail(breaker, 0.0)
+        assert breaker.state() == "closed"
+        assert breaker.failing
+        assert breaker.wait(0.0) == 0
+    breaker.begin()
+    breaker.succeed()
+    assert not breaker.failing
+    for _ in range(3):
+        assert breaker.state() == "closed"
+        fail(breaker, 0.0)
+    assert breaker.state() == "open"
+
+
+def test_it_opens_for_its_backoff_and_then_lets_one_attempt_probe() -> None:
+    breaker = opened(backoff=1.0)
+    pause = breaker.wait(0.0)
+    assert 0.8 <= pause <= 1.2
+    assert breaker.wait(pause / 2) == pytest.approx(pause / 2)
+    assert breaker.wait(pause) == 0
+    breaker.begin()
+    assert breaker.state() == "half-open"
+    breaker.succeed()
+    assert breaker.state() == "closed"
+
+
+def test_each_probe_that_fails_doubles_the_pause_up_to_the_longest() -> None:
+    breaker = opened(backoff=1.0, max_backoff=10.0)
+    for expected in (2, 4, 8, 10, 10):
+        fail(breaker, 100.0)
+        assert breaker.state() == "open"
+        assert 0.8 * expected <= breaker.wait(100.0) <= 1.2 * expected
+
+
+def test_an_endpoint_that_refuses_is_asked_again_after_a_quarter_of_a_second() -> None:
+    breaker = opened(prompt=True)
+    for _ in range(20):
+        assert 0.2 <= breaker.wait(0.0) <= 0.3
+        fail(breaker, 0.0, prompt=True)
+
+
+def test_max_backoff_limits_the_prompt_retry_too() -> None:
+    breaker = opened(prompt=True, backoff=0.01, max_backoff=0.05)
+    assert breaker.wait(0.0) <= 0.06
+
+
+def test_an_attempt_that_tells_nothing_changes_nothing() -> None:
+    breaker = opened()
+    before = breaker.failures, breaker.retry_at
+    breaker.begin()
+    assert breaker.state() == "half-open"
+    breaker.abandon()
+    assert breaker.state() == "open"
+    assert (breaker.failures, breaker.retry_at) == before
+
+
+def test_after_very_many_failures_it_still_counts() -> None:
+    breaker = CircuitBreaker(threshold=1)
+    for _ in range(5000):
+        fail(breaker, 0.0)
+    assert breaker.wait(0.0) <= 36
+
+
+def test_pauses_differ_so_that_processes_do_not_march_in_step() -> None:
+    assert len({opened().wait(0.0) for _ in range(10)}) > 1
+
+
+def test_a_copy_has_the_limits_and_none_of_the_state() -> None:
+    copy = opened(threshold=2, backoff=0.5, max_backoff=7.0).copy()
+    assert (copy.threshold, copy.backoff, copy.max_backoff) == (2, 0.5, 7.0)
+    assert (copy.state(), copy.failures) == ("closed", 0)
+
+
+@pytest.mark.parametrize(
+    ("limits", "error"),
+    [
+        ({"threshold": 0}, ValueError),
+        ({"threshold": True}, TypeError),
+        ({"threshold": 1.5}, TypeError),
+        ({"backoff": 0}, ValueError),
+        ({"backoff": "1"}, TypeError),
+        ({"max_backoff": math.inf}, ValueError),
+        ({"max_backoff": math.nan}, ValueError),
+        ({"max_backoff": True}, TypeError),
+        ({"backoff": 2, "max_backoff": 1}, ValueError),
+    ],
+)
+def test_bad_limits_are_refused_by_name(limits: dict[str, Any], error: type[Exception]) -> None:
+    with pytest.raises(error, match=next(iter(limits))):
+        CircuitBreaker(**limits)

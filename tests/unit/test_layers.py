@@ -1,0 +1,147 @@
+"""The modules' order, and the things that only one of them may do."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import psycopg2_pool2
+from psycopg2_pool2.store import Store
+
+FOLDER = Path(psycopg2_pool2.__file__).parent
+# From below: each imports from those above its own line only.
+LAYERS = [
+    {"checks", "connection", "errors", "failures", "loans", "stats", "timing", "watch", "workers"},
+    {"breaker", "connector", "endpoints", "keyed", "store"},
+    {"monitor", "options"},
+    {"care", "supply"},
+    {"report", "upkeep"},
+    {"desk"},
+    {"blocks"},
+    {"pool"},
+    {"adaptive", "threaded"},
+    {"aio", "database", "manager"},
+    {"__init__"},
+    {"cli", "contrib"},
+    {"__main__"},
+]
+LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}
+MODULES = sorted(path.stem for path in FOLDER.glob("*.py"))
+CORE = [name for name in MODULES if LEVELS.get(name, 0) <= LEVELS["pool"]]
+
+
+def tree(module: str) -> ast.Module:
+    return ast.parse((FOLDER / f"{module}.py").read_text())
+
+
+def imports(module: str) -> Iterator[str]:
+    """Yield the package's modules that this one imports, but for type checkers."""
+    for node in ast.walk(_without_type_checking(tree(module))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            if node.module:
+                yield node.module.split(".")[0]
+            else:
+                yield from (alias.name for alias in node.names)
+
+
+def _without_type_checking(module: ast.Module) -> ast.Module:
+    def wanted(node: ast.stmt) -> bool:
+        return not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+
+    return ast.Module([node for node in module.body if wanted(node)], [])
+
+
+def calls(module: str) -> Iterator[ast.Call]:
+    yield from (node for node in ast.walk(tree(module)) if isinstance(node, ast.Call))
+
+
+def test_every_module_has_its_place() -> None:
+    folders = {path.parent.name for path in FOLDER.glob("*/__init__.py")}
+    assert set(MODULES) | folders <= set(LEVELS)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_downward(module: str) -> None:
+    for imported in imports(module):
+        assert LEVELS[imported] < LEVELS[module], f"{module} imports {imported}"
+
+
+def test_every_module_of_the_core_is_used() -> None:
+    used = {imported for module in MODULES for imported in imports(module)}
+    assert set(CORE) <= used
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "store"])
+def test_only_the_store_touches_what_it_guards(module: str) -> None:
+    private = {name for name in dir(Store) if name.startswith("_") and not name.endswith("__")}
+    assert "_lock" in private
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.Attribute) and node.attr in private:
+            owner = ast.unparse(node.value).rpartition(".")[2]
+            assert owner not in ("store", "_store", "inherited"), ast.unparse(node)
+
+
+TALK = {
+    "cancel",
+    "close",
+    "commit",
+    "cursor",
+    "execute",
+    "lobject",
+    "poll",
+    "reset",
+    "rollback",
+    "set_client_encoding",
+    "set_isolation_level",
+    "set_session",
+}
+"""What may send something or free something; state that libpq has at hand may be read elsewhere."""
+
+
+@pytest.mark.parametrize("module", [n for n in CORE if n not in ("connection", "connector")])
+def test_only_the_connector_talks_to_the_driver(module: str) -> None:
+    for call in calls(module):
+        called = ast.unparse(call.func)
+        assert called != "psycopg2.connect"
+        owner, _, name = called.rpartition(".")
+        # An async pool's or a block's own `close` is another matter.
+        assert name not in TALK or owner not in ("conn", "connection", "replacement"), called
+
+
+@pytest.mark.parametrize("module", [n for n in CORE if n not in ("monitor", "workers")])
+def test_only_the_monitor_and_its_workers_start_threads(module: str) -> None:
+    for call in calls(module):
+        called = ast.unparse(call.func).rpartition(".")[2]
+        assert called not in ("Thread", "Timer", "ThreadPoolExecutor")
+
+
+@pytest.mark.parametrize("module", CORE)
+def test_no_module_of_the_core_sleeps(module: str) -> None:
+    sleeps = [call for call in calls(module) if ast.unparse(call.func) == "time.sleep"]
+    assert len(sleeps) == (1 if module == "monitor" else 0), "the monitor may, after a failure"
+
+
+@pytest.mark.parametrize("module", [n for n in MODULES if n != "aio"])
+def test_only_the_async_pool_imports_asyncio(module: str) -> None:
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.Import):
+            assert "asyncio" not in [alias.name for alias in node.names]
+        if isinstance(node, ast.ImportFrom):
+            assert node.module != "asyncio"
+
+
+def test_importing_the_package_loads_nothing_heavy_and_starts_nothing() -> None:
+    program = (
+        "import sys, threading, psycopg2_pool2;"
+        "print(sorted({m.partition('.')[0] for m in sys.modules}"
+        " & {'dns', 'asyncio', 'sqlalchemy', 'django', 'psutil'}), threading.active_count())"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert found.stdout.split() == ["[]", "1"]

@@ -1,0 +1,242 @@
+"""An exception at every moment of a whole borrow and return, and in every callback, loses nothing.
+
+The pool has no threads here and the driver is a fake; `tests.support.interleave`
+raises the exception wherever CPython could.
+"""
+
+from __future__ import annotations
+
+import gc
+import inspect
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from psycopg2_pool2 import (
+    ConnectionPool,
+    PoolStats,
+    blocks,
+    care,
+    desk,
+    keyed,
+    pool,
+    store,
+    supply,
+    upkeep,
+)
+from tests.support.fakes import FakeClock, FakeDriver, fake_pool
+from tests.support.interleave import Interleaver, Plan, code_of
+
+MODULES = [pool, desk, supply, store, upkeep, care, keyed, blocks]
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[Interleaver]:
+    traced = [code for module in MODULES for code in code_of(*_classes(module))]
+    with Interleaver(traced, threads=1) as made:
+        made.by_bytecode = True
+        gc.collect()
+        gc.freeze()
+        yield made
+        gc.unfreeze()
+
+
+def _classes(module: ModuleType) -> list[type]:
+    return [
+        cls
+        for _, cls in inspect.getmembers(module, inspect.isclass)
+        if cls.__module__ == module.__name__
+    ]
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
+    driver = FakeDriver()
+    driver.install(monkeypatch)
+    return driver
+
+
+def _use(pool: ConnectionPool) -> None:
+    with pool.conn() as conn:
+        conn.begin()
+
+
+def _borrow_and_return(pool: ConnectionPool) -> None:
+    pool.putconn(pool.getconn())
+
+
+def _borrow_and_close(pool: ConnectionPool) -> None:
+    pool.putconn(pool.getconn(), close=True)
+
+
+def _borrow_two(pool: ConnectionPool) -> None:
+    with pool.conn(), pool.conn():
+        pass
+
+
+def _use_key(pool: ConnectionPool) -> None:
+    conn = pool.getconn("key")
+    assert pool.getconn("key") is conn
+    pool.putconn(conn, "key")
+
+
+def _detach(pool: ConnectionPool) -> None:
+    pool.detach(pool.getconn()).close()
+
+
+def _look_after(pool: ConnectionPool) -> None:
+    pool.check()
+    pool.drain()
+    pool.reap_idle_connections()
+    pool.resize(0, 2)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        _use,
+        _borrow_and_return,
+        _borrow_and_close,
+        _borrow_two,
+        _use_key,
+        _detach,
+        _look_after,
+    ],
+)
+def test_an_exception_after_any_bytecode_loses_no_slot(
+    runner: Interleaver, driver: FakeDriver, program: Callable[[ConnectionPool], None]
+) -> None:
+    moment = 1
+    while _interrupted(runner, driver, program, moment):
+        moment += 1
+    assert moment > 30, "the program has had moments"
+
+
+def _interrupted(
+    runner: Interleaver,
+    driver: FakeDriver,
+    program: Callable[[ConnectionPool], None],
+    moment: int,
+) -> bool:
+    clock = FakeClock()
+    pool = fake_pool(clock, 0, 2)
+    pool.putconn(pool.getconn())
+    clock.advance(1)
+    run = runner.run([lambda: program(pool)], Plan(fault=(0, moment)))
+    assert run.errors == [None]
+    gc.collect()
+    assert pool.stats() == PoolStats(0, len(driver.sockets)), f"after moment {moment}"
+    # A key that nothing will settle would be waited for.
+    assert all(loan.settled.is_set() for loan in pool._desk._keyed._loans.values())
+    conns = [pool.getconn(timeout=5), pool.getconn("key", timeout=5)]
+    assert len({conn.fd for conn in conns}) == 2
+    for conn in conns:
+        conn.ask()
+        assert conn.get_transaction_status() == 0
+        pool.putconn(conn)
+    pool.shutdown()
+    assert not driver.sockets, f"after moment {moment}"
+    assert driver.most <= 2, f"after moment {moment}"
+    return run.faulted
+
+
+class Interrupt(BaseException):
+    """Raised in callbacks: not an Exception, as KeyboardInterrupt is not."""
+
+
+def _pool_with(driver: FakeDriver, **kwargs: Any) -> tuple[ConnectionPool, list[Any], list[bool]]:
+    """Make a pool whose callbacks raise when told so, and keep the connection all the same."""
+    seen: list[Any] = []
+    armed = [False]
+
+    def callback(conn: Any) -> None:
+        seen.append(conn)
+        if armed[0]:
+            raise Interrupt
+
+    callbacks = {name: callback for name, value in kwargs.items() if value is callable}
+    return fake_pool(FakeClock(), 0, 1, **{**kwargs, **callbacks}), seen, armed
+
+
+def test_a_test_that_is_interrupted_closes_the_connection(driver: FakeDriver) -> None:
+    pool, seen, armed = _pool_with(driver, test_on_borrow=callable)
+    armed[0] = True
+    with pytest.raises(Interrupt):
+        pool.getconn()
+    assert pool.stats() == PoolStats(0, 0)
+    assert seen[0].closed
+    assert pool.get_stats()["pool_size"] == 0
+
+
+def test_a_clean_up_that_is_interrupted_closes_the_connection(driver: FakeDriver) -> None:
+    pool, seen, armed = _pool_with(driver, reset=callable)
+    conn = pool.getconn()
+    armed[0] = True
+    with pytest.raises(Interrupt):
+        pool.putconn(conn)
+    assert seen == [conn]
+    assert conn.closed
+    assert pool.get_stats()["pool_size"] == 0
+
+
+def test_a_configure_that_is_interrupted_closes_the_connection(driver: FakeDriver) -> None:
+    pool, seen, armed = _pool_with(driver, configure=callable)
+    armed[0] = True
+    with pytest.raises(Interrupt):
+        pool.getconn()
+    assert seen[0].closed
+    assert pool.get_stats()["pool_size"] == 0
+    armed[0] = False
+    pool.putconn(pool.getconn())
+
+
+def test_a_waiter_that_is_interrupted_leaves_the_queue(
+    driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = fake_pool(FakeClock(), 0, 1)
+    conn = pool.getconn()
+
+    def interrupt(waiter: Any, seconds: float) -> bool:
+        raise Interrupt
+
+    monkeypatch.setattr(store.Waiter, "wait", interrupt)
+    with pytest.raises(Interrupt):
+        pool.getconn(timeout=5)
+    assert pool.get_stats()["requests_waiting"] == 0
+    pool.putconn(conn)
+    assert pool.stats() == PoolStats(0, 1)
+
+
+def test_a_waiter_that_is_interrupted_when_served_gives_back(
+    driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = fake_pool(FakeClock(), 0, 1)
+    conn = pool.getconn()
+
+    def serve_and_interrupt(waiter: Any, seconds: float) -> bool:
+        pool.putconn(conn)
+        raise Interrupt
+
+    monkeypatch.setattr(store.Waiter, "wait", serve_and_interrupt)
+    with pytest.raises(Interrupt):
+        pool.getconn(timeout=5)
+    assert pool.stats() == PoolStats(0, 1)
+    assert not conn.closed
+    assert pool.getconn() is conn
+
+
+def test_a_slot_is_free_only_when_its_socket_is_closed(driver: FakeDriver) -> None:
+    pool = fake_pool(FakeClock(), 0, 1)
+    sizes: list[int] = []
+    driver.on_close = lambda conn: sizes.append(pool.get_stats()["pool_size"])
+    pool.putconn(pool.getconn(), close=True)
+    pool.putconn(pool.getconn())
+    pool.discard_all_idle()
+    busy = pool.getconn()
+    busy.begin(1)
+    pool.putconn(busy)
+    assert sizes == [1, 1, 1]
+    assert driver.cancelled == 1
+    assert pool.get_stats()["pool_size"] == 0

@@ -1,0 +1,189 @@
+"""The threads that may block: as many as are needed and no more."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from psycopg2_pool2 import workers as workers_module
+from psycopg2_pool2.workers import Workers
+from tests.support.waiting import wait_until
+
+
+class Jobs:
+    """Jobs that are held until they are let go."""
+
+    def __init__(self, workers: Workers) -> None:
+        self.workers = workers
+        self.running = 0
+        self.done = 0
+        self._lock = threading.Lock()
+        self._go = threading.Semaphore(0)
+
+    def submit(self, number: int) -> None:
+        for _ in range(number):
+            self.workers.submit(self._job)
+
+    def _job(self) -> None:
+        with self._lock:
+            self.running += 1
+        assert self._go.acquire(timeout=30)
+        with self._lock:
+            self.running -= 1
+            self.done += 1
+
+    def let_go(self, number: int) -> None:
+        self._go.release(number)
+
+
+@pytest.fixture
+def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Workers]:
+    monkeypatch.setattr(workers_module, "LINGER", 0.2)
+    made = Workers()
+    yield made
+    made.stop()
+    wait_until(lambda: not made._threads)
+
+
+@pytest.fixture
+def jobs(workers: Workers) -> Iterator[Jobs]:
+    made = Jobs(workers)
+    yield made
+    made.let_go(1000)
+    wait_until(lambda: not workers.busy)
+
+
+def running(jobs: Jobs, number: int) -> None:
+    wait_until(lambda: jobs.running == number)
+
+
+def test_no_thread_is_started_before_there_is_a_job(workers: Workers) -> None:
+    assert not workers._threads
+    assert not workers.busy
+
+
+def test_a_job_runs_in_a_daemon_thread_of_ours(workers: Workers) -> None:
+    names: list[threading.Thread] = []
+    workers.submit(lambda: names.append(threading.current_thread()))
+    wait_until(lambda: names)
+    assert names[0].daemon
+    assert names[0].name == "psycopg2_pool2-worker"
+
+
+def test_one_after_another_jobs_need_one_thread(workers: Workers) -> None:
+    for _ in range(20):
+        workers.submit(lambda: None)
+        wait_until(lambda: not workers.busy)
+    assert len(workers._threads) <= 2, "a thread may not be back yet when the next job comes"
+
+
+def test_at_once_no_more_than_the_base_run(workers: Workers, jobs: Jobs) -> None:
+    jobs.submit(10)
+    running(jobs, workers.base)
+    assert len(workers._threads) == workers.base
+    assert workers.busy
+
+
+def test_a_raised_base_is_used_at_once(workers: Workers, jobs: Jobs) -> None:
+    workers.base = 7
+    jobs.submit(10)
+    running(jobs, 7)
+
+
+def test_a_thread_is_added_when_nothing_was_finished_for_a_while(
+    workers: Workers, jobs: Jobs
+) -> None:
+    jobs.submit(10)
+    running(jobs, workers.base)
+    assert workers.relieve()
+    running(jobs, workers.base + 1)
+    assert workers.relieve()
+    running(jobs, workers.base + 2)
+
+
+def test_none_is_added_while_jobs_are_finished(workers: Workers, jobs: Jobs) -> None:
+    jobs.submit(10)
+    running(jobs, workers.base)
+    jobs.let_go(1)
+    wait_until(lambda: workers._finished == 1)
+    assert workers.relieve(), "jobs wait"
+    running(jobs, workers.base)
+    assert len(workers._threads) == workers.base
+
+
+def test_none_is_added_when_nothing_waits(workers: Workers, jobs: Jobs) -> None:
+    jobs.submit(workers.base)
+    running(jobs, workers.base)
+    assert not workers.relieve()
+    assert len(workers._threads) == workers.base
+
+
+@pytest.mark.parametrize("error", [ValueError, SystemExit])
+def test_a_job_that_fails_ends_no_other(
+    workers: Workers, error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise error("a job's")
+
+    done: list[int] = []
+    with caplog.at_level(logging.ERROR):
+        workers.submit(fail)
+        wait_until(lambda: not workers.busy)
+    workers.submit(lambda: done.append(1))
+    wait_until(lambda: done)
+    if issubclass(error, Exception):
+        assert "a background job failed" in caplog.text
+
+
+def test_idle_threads_end_after_a_while(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers_module, "LINGER", 0.01)
+    done: list[int] = []
+    workers.submit(lambda: done.append(1))
+    wait_until(lambda: done and not workers._threads)
+    workers.submit(lambda: done.append(2))
+    wait_until(lambda: len(done) == 2)
+
+
+def test_a_job_that_comes_while_the_last_thread_leaves_is_done(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # With no patience at all every thread leaves as soon as it has begun.
+    monkeypatch.setattr(workers_module, "LINGER", 0.0)
+    done: list[int] = []
+    for number in range(500):
+        workers.submit(lambda: done.append(1))
+        if number % 10 == 0:
+            wait_until(_all_done(done, number + 1))
+    wait_until(lambda: len(done) == 500)
+
+
+def _all_done(done: list[int], number: int) -> Callable[[], bool]:
+    return lambda: len(done) == number
+
+
+def test_stopping_lets_what_is_queued_be_done_first(workers: Workers, jobs: Jobs) -> None:
+    jobs.submit(6)
+    running(jobs, workers.base)
+    workers.stop()
+    jobs.let_go(6)
+    wait_until(lambda: jobs.done == 6)
+    wait_until(lambda: not workers._threads)
+
+
+def test_a_thread_that_cannot_start_is_not_counted(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError):
+            workers.submit(lambda: None)
+    assert not workers._threads
+    done: list[int] = []
+    workers.submit(lambda: done.append(1))
+    wait_until(lambda: done)
