@@ -1,5 +1,7 @@
 """The connection pool that psycopg2 programs deserve."""
 
+import typing as _typing
+
 from .breaker import CircuitBreaker
 from .errors import (
     HostResolutionError,
@@ -12,8 +14,9 @@ from .errors import (
     TooManyRequests,
 )
 from .pool import ConnectionPool
-from .stats import PoolStats
-from .supply import EndpointStats
+
+if _typing.TYPE_CHECKING:
+    from .snapshots import EndpointStats, PoolStats
 
 ThreadSafeConnectionPool = ConnectionPool
 
@@ -34,3 +37,11 @@ __all__ = [
     "ThreadSafeConnectionPool",
     "TooManyRequests",
 ]
+
+
+def __getattr__(name: str) -> _typing.Any:
+    if name in ("EndpointStats", "PoolStats"):
+        from . import snapshots  # see there why not before
+
+        return getattr(snapshots, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import psycopg2
 
@@ -33,7 +34,8 @@ class Care:
     ) -> None:
         self.name = name
         self._connector = connector
-        self._monitor = monitor
+        self._guard: Callable[[int, float], AbstractContextManager[None]]
+        self._guard = _unguarded if monitor is None else monitor.guard
         self._test_timeout = test_timeout
         self._counters = counters
 
@@ -51,7 +53,7 @@ class Care:
         if not test:
             return None
         try:
-            with self._guard(conn, seconds):
+            with self._guard(conn.fileno(), self._test_timeout if seconds is None else seconds):
                 self._connector.test(conn)
         except Exception as error:
             self._counters.add("tests_failed")
@@ -75,18 +77,13 @@ class Care:
                 return False
             record.hung_up = False
         try:
-            with self._guard(conn, None):
+            with self._guard(conn.fileno(), self._test_timeout):
                 return self._connector.tidy(conn)
         except Exception as error:
             if not conn.closed:
                 logger.warning("pool %r: cleaning a connection failed: %s", self.name, error)
             return False
 
-    def _guard(
-        self, conn: Connection, seconds: float | None
-    ) -> contextlib.AbstractContextManager[None]:
-        if self._monitor is None:
-            return contextlib.nullcontext()
-        return self._monitor.guard(
-            conn.fileno(), self._test_timeout if seconds is None else seconds
-        )
+
+def _unguarded(fd: int, seconds: float) -> AbstractContextManager[None]:
+    return nullcontext()

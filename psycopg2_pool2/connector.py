@@ -11,7 +11,6 @@ import math
 import os
 import re
 import select
-import socket
 import weakref
 from collections.abc import Callable, Mapping
 from operator import attrgetter
@@ -194,7 +193,7 @@ class Connector:
             if conn.get_transaction_status() != IDLE:
                 _end_transaction(conn, "rollback")
         else:
-            select_1(conn)
+            _execute_alone(conn, "SELECT 1")
 
     # -- after a loan ------------------------------------------------------
 
@@ -225,12 +224,10 @@ class Connector:
         return bool(conn.get_transaction_status() == IDLE)
 
     def _discard_session_state(self, conn: Connection) -> None:
-        with _autocommit(conn):
-            _execute(conn, "DISCARD ALL")
+        _execute_alone(conn, "DISCARD ALL")
         # psycopg2 reads dates in this style only, and set it when it connected.
         if not (conn.get_parameter_status("DateStyle") or "ISO").startswith("ISO"):
-            with _autocommit(conn):
-                _execute(conn, "SET datestyle TO 'ISO'")
+            _execute_alone(conn, "SET datestyle TO 'ISO'")
         if self._configure is not None:
             self.prepare(conn)
 
@@ -254,14 +251,10 @@ class Connector:
         self.close(conn)
 
 
-def select_1(conn: Connection) -> None:
-    """Send ``SELECT 1`` in one round trip, whatever the connection's settings are."""
-    with _autocommit(conn):
-        _execute(conn, "SELECT 1")
-
-
 def shut_down(fd: int) -> None:
     """Shut a socket down under whoever is blocked on it, which then fails at once."""
+    import socket  # for this alone
+
     with socket.socket(fileno=os.dup(fd)) as twin:
         twin.shutdown(socket.SHUT_RDWR)
 
@@ -272,29 +265,28 @@ def _execute(conn: Connection, sql: str) -> None:
         cursor.execute(sql)
 
 
-@contextlib.contextmanager
-def _autocommit(conn: Connection) -> Any:
-    """Have no BEGIN sent for what is executed inside; sends nothing itself.
+def _execute_alone(conn: Connection, sql: str) -> None:
+    """Execute a statement without a BEGIN before it, in one round trip.
 
     Outside autocommit the session's characteristics are kept by psycopg2 alone.
     Leaving autocommit it would reset those that are set with a statement each,
     so they are put aside meanwhile.
     """
     if conn.autocommit:
-        yield
+        _execute(conn, sql)
         return
-    _, isolation, readonly, deferrable, _ = _settings(conn)
-    aside = (isolation, readonly, deferrable) != (None, None, None)
+    _, *characteristics, _ = _settings(conn)
+    aside = characteristics != [None, None, None]
     if aside:
         _set_session(conn, *_DEFAULTS)
     _set_autocommit(conn, True)
     try:
-        yield
+        _execute(conn, sql)
     finally:
         if not conn.closed:
             _set_autocommit(conn, False)
             if aside:
-                _set_characteristics(conn, isolation, readonly, deferrable)
+                _set_characteristics(conn, *characteristics)
 
 
 def _set_characteristics(conn: Connection, isolation: Any, readonly: Any, deferrable: Any) -> None:

@@ -32,6 +32,10 @@ _LOOK_AGAIN = 0.5
 """Seconds after which a waiter looks around by itself, whatever became of his wake-up."""
 
 
+class _TooOldError(Exception):
+    """Nothing is wrong with a connection but its age."""
+
+
 class Desk:
     """The borrow loop, and what is done with a connection that comes back."""
 
@@ -179,7 +183,7 @@ class Desk:
         try:
             marked, record.attention = record.attention, False  # before the reasons are read
             if record.retired or record.expires_at <= self._clock():
-                return PoolError("its time is over")
+                return _TooOldError("its time is over")
             test = self._needs_test(record)
             if not test and not marked and self._supply.watches:
                 return None
@@ -198,7 +202,7 @@ class Desk:
         record: Record = conn.pool_record
         new = record.uses == 0 and record.born >= deadline.started
         self._drop(conn)
-        if not isinstance(fault, PoolError):
+        if not isinstance(fault, _TooOldError):
             self._counters.add("connections_lost")
             if new:
                 # The next one would fare no better: not at once, that is.

@@ -23,8 +23,9 @@ class Verdict(enum.Enum):
     SILENT = "nobody answered"
 
 
+# Compiled at their first use.
 # SQLSTATE 28P01, 28000, 3D000, 42501, and what libpq cannot make sense of.
-_FINAL = re.compile(
+_FINAL = (
     r"password authentication failed|no password supplied|authentication failed for user"
     r"|no pg_hba\.conf entry|pg_hba\.conf rejects|role .* does not exist"
     r"|is not permitted to log in|database .* does not exist|permission denied for database"
@@ -34,11 +35,11 @@ _FINAL = re.compile(
     r"|root certificate file|certificate verify failed|does not match host name"
 )
 # SQLSTATE 53300.
-_FULL = re.compile(
+_FULL = (
     r"too many clients already|remaining connection slots are reserved|too many connections for"
     r"|no more connections allowed"  # PgBouncer
 )
-_SILENT = re.compile(r"timeout expired|timed out|No route to host|Network is unreachable")
+_SILENT = r"timeout expired|timed out|No route to host|Network is unreachable"
 
 
 def judge(error: BaseException) -> Verdict:
@@ -46,11 +47,11 @@ def judge(error: BaseException) -> Verdict:
     if not isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError, OSError)):
         return Verdict.FINAL
     text = str(error)
-    if _FULL.search(text):
+    if re.search(_FULL, text):
         return Verdict.FULL
-    if _FINAL.search(text):
+    if re.search(_FINAL, text):
         return Verdict.FINAL
-    return Verdict.SILENT if _SILENT.search(text) else Verdict.REFUSED
+    return Verdict.SILENT if re.search(_SILENT, text) else Verdict.REFUSED
 
 
 def reissue(error: BaseException) -> BaseException:
@@ -74,7 +75,7 @@ def censored(error: psycopg2.Error, secrets: list[str]) -> psycopg2.Error:
 
 # Class 08 and shutdowns: the session is gone.  25006: the server takes no writes
 # any more, as after a failover.
-_LOST = re.compile(r"08...|57P0[1-5]|25006")
+_LOST = r"08...|57P0[1-5]|25006"
 
 
 def says_lost(error: BaseException) -> bool:
@@ -84,4 +85,4 @@ def says_lost(error: BaseException) -> bool:
     connection tells.
     """
     pgcode = getattr(error, "pgcode", None)
-    return isinstance(error, psycopg2.Error) and bool(pgcode and _LOST.fullmatch(pgcode))
+    return isinstance(error, psycopg2.Error) and bool(pgcode and re.fullmatch(_LOST, pgcode))

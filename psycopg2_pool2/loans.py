@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import traceback
-from dataclasses import dataclass, field
 
 _OWN_FOLDER = os.path.dirname(__file__)
 _DEPTH = 8
@@ -30,18 +28,22 @@ def borrower() -> object:
 
 def call_site() -> str:
     """Return the innermost frames outside the pool, the last call last."""
+    import traceback  # for this alone
+
     frames = traceback.extract_stack(sys._getframe(1))
     outside = [f for f in frames if os.path.dirname(f.filename) != _OWN_FOLDER][-_DEPTH:]
     return "".join(traceback.format_list(outside)).rstrip()
 
 
-@dataclass
 class Loan:
     """One loan: when it began, who has it, and from where it was asked for."""
 
-    since: float
-    thread: str = field(default_factory=lambda: threading.current_thread().name)
-    who: object = field(default_factory=borrower)
-    site: str = field(default_factory=call_site)
-    warned: bool = False
-    returned: str | None = None
+    __slots__ = ("returned", "since", "site", "thread", "warned", "who")
+
+    def __init__(self, now: float) -> None:
+        self.since = now
+        self.thread = threading.current_thread().name
+        self.who = borrower()
+        self.site = call_site()
+        self.warned = False
+        self.returned: str | None = None

@@ -16,7 +16,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from .connector import shut_down
@@ -49,16 +49,37 @@ class Timer:
             method()
 
 
-class _Guarded:
-    """One operation on a socket that must not take longer than its deadline."""
+class Guard:
+    """A ``with`` block on a socket that is shut down if the block lasts too long.
 
-    __slots__ = ("deadline", "fd", "shut")
+    The steps between the guarded thread and the monitor:
 
-    def __init__(self, fd: int, deadline: float) -> None:
+    1. The thread enters the guard into ``guarded``.
+    2. Afterwards it takes it out again; the monitor takes it out when its time
+       is over.  ``dict.pop`` lets one of them have it.
+    3. If it was the monitor, it shuts the socket down and then releases
+       ``shut``; the thread waits for that.  So the descriptor cannot be closed,
+       and its number used by another connection, in between.
+
+    A guard is held weakly, so that one that a thread was interrupted over is
+    gone with its frame, and shuts nothing down.
+    """
+
+    __slots__ = ("__weakref__", "_guarded", "deadline", "fd", "shut")
+
+    def __init__(self, guarded: dict[int, weakref.ref[Guard]], fd: int, seconds: float) -> None:
+        self._guarded = guarded
         self.fd = fd
-        self.deadline = deadline
+        self.deadline = time.monotonic() + seconds
         self.shut = threading.Lock()
         self.shut.acquire()
+
+    def __enter__(self) -> None:
+        """Enter it where it was made: the monitor knows of it already."""
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._guarded.pop(id(self), None) is None:
+            self.shut.acquire()
 
 
 class Monitor:
@@ -78,7 +99,7 @@ class Monitor:
         self._sequence = itertools.count()
         self._wakes_at = 0.0
         self._watched: dict[int, Callable[[], object]] = {}
-        self._guarded: dict[int, _Guarded] = {}
+        self._guarded: dict[int, weakref.ref[Guard]] = {}
         self._guard_tick: float | None = None
 
     # -- clients -----------------------------------------------------------
@@ -138,21 +159,10 @@ class Monitor:
         self._watched.pop(fd, None)
         self._sleeper.unwatch(fd)
 
-    @contextlib.contextmanager
-    def guard(self, fd: int, seconds: float) -> Iterator[None]:
-        """Shut the socket down if what is done inside lasts longer.
-
-        The steps between the guarded thread and the monitor:
-
-        1. The thread enters its operation into ``_guarded``.
-        2. Afterwards it takes it out again; the monitor takes it out when its
-           time is over.  ``dict.pop`` lets one of them have it.
-        3. If it was the monitor, it shuts the socket down and then releases
-           ``shut``; the thread waits for that.  So the descriptor cannot be
-           closed, and its number used by another connection, in between.
-        """
-        token = next(self._sequence)
-        self._guarded[token] = operation = _Guarded(fd, time.monotonic() + seconds)
+    def guard(self, fd: int, seconds: float) -> Guard:
+        """Return a block, to be entered at once, at whose end in time the socket still is open."""
+        guard = Guard(self._guarded, fd, seconds)
+        self._guarded[id(guard)] = weakref.ref(guard)
         tick = seconds / 20
         if self._guard_tick is None or tick < self._guard_tick:
             # The monitor looks regularly while anything is guarded, and once
@@ -161,11 +171,7 @@ class Monitor:
             with self._lock:
                 self._start_locked()
             self._sleeper.wake()
-        try:
-            yield
-        finally:
-            if self._guarded.pop(token, None) is None:
-                operation.shut.acquire()
+        return guard
 
     def abandon(self) -> None:
         """Give the descriptors up, in a forked child."""
@@ -245,11 +251,18 @@ class Monitor:
                 return
         if self._guard_tick is None:
             self._guard_tick = _RELIEF_INTERVAL
-        for token, operation in list(self._guarded.items()):
-            if operation.deadline <= now and self._guarded.pop(token, None) is not None:
+        for token, ref in list(self._guarded.items()):
+            guard = ref()
+            if guard is None:
+                self._drop_guard(token, ref)
+            elif guard.deadline <= now and self._guarded.pop(token, None) is not None:
                 with contextlib.suppress(OSError):
-                    shut_down(operation.fd)
-                operation.shut.release()
+                    shut_down(guard.fd)
+                guard.shut.release()
+
+    def _drop_guard(self, token: int, ref: weakref.ref[Guard]) -> None:
+        if self._guarded.get(token) is ref:  # else its number is another guard's by now
+            self._guarded.pop(token, None)
 
 
 _monitor: Monitor | None = None

@@ -1,22 +1,17 @@
-"""The options of a pool, checked: one frozen object that all its parts read."""
+"""The options of a pool, checked: one immutable object that all its parts read."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import checks
 from .breaker import CircuitBreaker
 from .connector import Connection, Reset, Test
 
 
-@dataclass(frozen=True)
-class PoolOptions:
-    """What :class:`~psycopg2_pool2.ConnectionPool` documents, beside sizes and connection.
-
-    Raises :class:`ValueError` or :class:`TypeError` naming the bad argument.
-    """
+class PoolOptions(NamedTuple):
+    """What :class:`~psycopg2_pool2.ConnectionPool` documents, beside sizes and connection."""
 
     idle_timeout: float | None
     reap_idle_interval: float
@@ -40,7 +35,8 @@ class PoolOptions:
     breaker: CircuitBreaker | None
     name: str | None
 
-    def __post_init__(self) -> None:
+    def checked(self) -> PoolOptions:
+        """Return the options; raise ValueError or TypeError naming the one that is bad."""
         for name in ("reap_idle_interval", "test_idle_after", "health_check_interval"):
             checks.seconds(name, getattr(self, name))
         for name in ("idle_timeout", "lifetime_timeout", "timeout"):
@@ -60,6 +56,7 @@ class PoolOptions:
             checks.function("resolver", self.resolver, None)
         checks.instance("breaker", self.breaker, CircuitBreaker)
         checks.instance("name", self.name, str)
+        return self
 
     @property
     def tracks_loans(self) -> bool:

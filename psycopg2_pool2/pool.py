@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import ipaddress
 import itertools
 import math
 import os
@@ -12,7 +11,7 @@ import time
 import weakref
 from collections.abc import Callable, Hashable, Mapping
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg2
 from psycopg2.extensions import STATUS_READY
@@ -28,11 +27,14 @@ from .failures import says_lost
 from .monitor import Monitor, get_monitor
 from .options import PoolOptions
 from .report import Report
-from .stats import Counters, PoolStats
+from .stats import Counters
 from .store import Record, Store
-from .supply import EndpointStats, Supply
+from .supply import Supply
 from .timing import Clock, Deadline
 from .upkeep import Upkeep
+
+if TYPE_CHECKING:
+    from .snapshots import EndpointStats, PoolStats
 
 _POOL_DEFAULT: Any = type("POOL_DEFAULT", (), {"__repr__": lambda self: "the pool's timeout"})()
 _LOOK_AGAIN = 0.5
@@ -169,7 +171,7 @@ class ConnectionPool:
             resolver=resolver,
             breaker=breaker,
             name=name,
-        )
+        ).checked()
         self._connector = Connector(
             connect_kwargs,
             connect_params=checks.function("connect_params", connect_params, None),
@@ -517,6 +519,8 @@ class ConnectionPool:
             return None
         if host.startswith(("/", "@")) or "," in host:
             return None
+        import ipaddress  # for this alone
+
         try:
             ipaddress.ip_address(host)
         except ValueError:
@@ -531,6 +535,8 @@ class ConnectionPool:
 
     def stats(self) -> PoolStats:
         """Return how many are in use and how many are idle."""
+        from .snapshots import PoolStats  # see there
+
         self._upkeep.collect_lost()
         return PoolStats(len(self._store.lent), len(self._store.idle))
 

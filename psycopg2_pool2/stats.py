@@ -1,17 +1,8 @@
-"""Counters and snapshots."""
+"""Counters."""
 
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class PoolStats:
-    """How many connections are in use and how many are idle."""
-
-    in_use: int
-    idle: int
 
 
 class Counters:

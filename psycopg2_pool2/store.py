@@ -352,6 +352,7 @@ class Store(Generic[T]):
             item.pool_record = record
             self.records.add(record)
             self._permits.discard(permit)
+            self._set_attention_locked()  # maxconn may have been lowered meanwhile
             return record
 
     def admit_lent(self, permit: Permit, item: T) -> Record:

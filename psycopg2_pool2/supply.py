@@ -14,10 +14,9 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .breaker import CircuitBreaker, State
+from .breaker import CircuitBreaker
 from .connector import Connection, Connector
 from .errors import PoolUnavailable
 from .failures import Verdict, judge, reissue
@@ -25,6 +24,9 @@ from .monitor import Monitor, Timer
 from .stats import Counters
 from .store import Permit, Record, Store
 from .timing import Clock, jitter
+
+if TYPE_CHECKING:
+    from .snapshots import EndpointStats
 
 logger = logging.getLogger("psycopg2_pool2")
 
@@ -34,20 +36,6 @@ LONGEST_FINAL_PAUSE = 60.0
 """Seconds between attempts that nobody waits for, when the last error was final."""
 FULL_PAUSE = 1.0
 """Seconds without growth after the server said that it has no more room."""
-
-
-@dataclass(frozen=True)
-class EndpointStats:
-    """One place that the pool connects to."""
-
-    host: str | None
-    address: str | None
-    port: int | None
-    state: State
-    connections: int
-    failures: int
-    last_error: str | None
-    connect_seconds: float | None
 
 
 class Supply:
@@ -270,6 +258,8 @@ class Supply:
 
     def endpoint(self) -> EndpointStats:
         """Return what is known of the place that the pool connects to."""
+        from .snapshots import EndpointStats  # see there
+
         parameters = self._connector.parameters
         port = parameters.get("port")
         with self._lock:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 
 Clock = Callable[[], float]
@@ -40,4 +39,6 @@ class Deadline:
 
 def jitter(value: float, share: float) -> float:
     """Return ``value`` moved at random by at most ``share`` of it, either way."""
+    import random  # its import is dear, and no pool needs it before its first connection
+
     return value * random.uniform(1.0 - share, 1.0 + share)

@@ -77,6 +77,7 @@ class Upkeep:
         self._rotation = Duty(math.inf, self.rotate, clock())
         self._timer: Timer | None = None
         self._stopped = False
+        self._inline_reap_due = 0.0
         # Fewest idle in each stretch of time: (from, to, fewest).
         self._marks: deque[tuple[float, float, int]] = deque()
         self._marked_at = clock()
@@ -117,7 +118,8 @@ class Upkeep:
         if record.retired or record.expires_at <= now:
             if self._store.withdraw(conn, leaving=True):
                 self._supply.discard(conn)
-        elif self._options.reap_idle_interval:
+        elif self._options.reap_idle_interval and now >= self._inline_reap_due:
+            self._inline_reap_due = now + min(1.0, (self._options.idle_timeout or 0.0) / 4)
             self.reap(most=1)
 
     def run(self) -> None:
@@ -209,15 +211,19 @@ class Upkeep:
             expendable = conn.pool_record.idle_since <= now - idle_timeout or len(reaped) < surplus
             if expendable and len(reaped) < most and self._store.withdraw_surplus(conn):
                 reaped.append(conn)
-        with self._lock:
-            self._marks = deque(
-                (since, until, max(0, low - len(reaped))) for since, until, low in self._marks
-            )
+        if reaped:
+            self._lower_marks(len(reaped))
         self._supply.close_all(reaped)
         self._counters.add("connections_reaped", len(reaped))
         if reaped:
             logger.debug("pool %r: reaped %d idle connections", self.name, len(reaped))
         return len(reaped)
+
+    def _lower_marks(self, gone: int) -> None:
+        with self._lock:
+            self._marks = deque(
+                (since, until, max(0, low - gone)) for since, until, low in self._marks
+            )
 
     def mark_low_water(self) -> int:
         """Return how many stood idle at every moment of the last ``idle_timeout``.

@@ -43,6 +43,7 @@ WORLDS: dict[str, dict[str, int]] = {
     "all lent": {"idle": 0, "lent": 3},
     "one idle": {"idle": 1, "lent": 3},
     "room for one": {"idle": 0, "lent": 3, "room": 1},
+    "one missing": {"idle": 0, "lent": 3, "room": 1, "minconn": 4},
 }
 
 

@@ -33,7 +33,9 @@ def options(**given: Any) -> PoolOptions:
     """Return a pool's options, as its defaults are unless given."""
     parameters = inspect.signature(ConnectionPool).parameters
     names = inspect.signature(PoolOptions).parameters
-    return PoolOptions(**{name: given.get(name, parameters[name].default) for name in names})
+    return PoolOptions(
+        **{name: given.get(name, parameters[name].default) for name in names}
+    ).checked()
 
 
 class _Session:
@@ -118,7 +120,8 @@ class FakeDriver:
         patch.setattr(connector, "_forget_messages", lambda conn: None)
         patch.setattr(connector, "_restore_settings", lambda conn: None)
         patch.setattr(connector, "_end_transaction", lambda conn, how: conn.end(how))
-        patch.setattr(connector, "select_1", lambda conn: conn.ask())
+        patch.setattr(connector, "_execute_alone", lambda conn, sql: conn.ask())
+        patch.setattr(connector, "_set_notifies", lambda conn, messages: None)
 
     def connect(self, **kwargs: object) -> FakeConnection:
         self.connects += 1

@@ -433,13 +433,20 @@ def plans(run: Run, bound: int) -> Iterator[Plan]:
 
 
 def code_of(*owners: Any) -> Iterator[CodeType]:
-    """Yield the code of functions, and of all methods and properties of classes."""
+    """Yield the code of functions, of all methods and properties of classes, and within."""
     for owner in owners:
         members = vars(owner).values() if isinstance(owner, type) else [owner]
         for member in members:
             code = getattr(getattr(member, "fget", member), "__code__", None)
             if isinstance(code, CodeType):
-                yield code
+                yield from _with_inner(code)
+
+
+def _with_inner(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _with_inner(inner)
 
 
 def _bits(mask: int) -> list[int]:

@@ -62,13 +62,9 @@ class Actor:
         ]
 
     def run(self) -> None:
-        while True:
-            try:
-                while not self._over.is_set():
-                    self._act()
-                return
-            except Injected:
-                continue
+        while not self._over.is_set():
+            with contextlib.suppress(Injected):
+                self._act()
 
     def _act(self) -> None:
         action = self.draw.choice(self._actions)

@@ -181,8 +181,11 @@ class World:
     def _lend(self, timeout: float | None) -> Item | None:
         try:
             return cast("Item | None", self.desk.lend(None, timeout))
-        except PoolError as error:
-            assert isinstance(error, PoolTimeout) or self.store.closed
+        except PoolTimeout:
+            return None
+        except PoolError:
+            if not self.store.closed:
+                raise
             return None
 
     def give_back(self, number: int) -> None:

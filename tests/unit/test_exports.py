@@ -24,7 +24,7 @@ def test_whatever_is_public_in_the_package_is_exported() -> None:
         for name, value in vars(psycopg2_pool2).items()
         if not name.startswith("_") and not isinstance(value, types.ModuleType)
     }
-    assert public == set(NAMES)
+    assert public <= set(NAMES)  # the others come when they are asked for
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -6,6 +6,7 @@ import gc
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -256,11 +257,11 @@ def test_a_guard_that_begins_as_the_monitor_stops_looking_is_seen(
             # The first look finds nothing, and in that moment one begins.
             if not self.emptied:
                 self.emptied = True
-                self[0] = operation
+                self[0] = weakref.ref(operation)
                 return False
             return bool(len(self))
 
-    operation = monitor_module._Guarded(here.fileno(), time.monotonic() + 0.01)
+    operation = monitor_module.Guard({}, here.fileno(), 0.01)
     monitor._guarded = Guarded()
     monitor._guard_tick = 0.01
     monitor._enforce_guards(time.monotonic())

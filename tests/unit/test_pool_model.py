@@ -40,6 +40,7 @@ class PoolModel(RuleBasedStateMachine):
         self.held: list[Any] = []
         self.loans = self.detached = 0
         self.trouble_until = -math.inf
+        self.freed_too_soon: list[int] = []
         self.peak_limit: float = 3
 
     @initialize(
@@ -82,7 +83,9 @@ class PoolModel(RuleBasedStateMachine):
     def check_slot(self, conn: Any) -> None:
         """See that the slot is free only when its socket is closed."""
         record = getattr(conn, "pool_record", None)
-        assert record is None or record in self.pool._store.records or conn.fd in self.own
+        if record is not None and record not in self.pool._store.records:
+            if conn.fd not in self.own:
+                self.freed_too_soon.append(conn.fd)
 
     own: frozenset[int] = frozenset()  # detached ones
 
@@ -215,6 +218,7 @@ class PoolModel(RuleBasedStateMachine):
         assert self.driver.most <= self.peak_limit
         assert len(store.idle) == 0 or stats["pool_size"] <= self.pool.maxconn
         assert stats["requests_num"] == self.loans
+        assert not self.freed_too_soon
         assert stats["connections_detached"] == self.detached
 
 

@@ -69,6 +69,11 @@ def test_waiters_are_served_in_the_order_of_their_entry(by_line: Explorer) -> No
     by_line.exhaust(("wait", "wait", "return!"), "all lent", bound=1)
 
 
+def test_no_borrower_overtakes_a_waiter(by_line: Explorer) -> None:
+    by_line.exhaust(("wait", "return", "borrow"), "all lent", bound=1)
+    by_line.exhaust(("wait", "check", "borrow"), "one idle", bound=1)
+
+
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_an_exception_after_any_bytecode_loses_nothing(by_bytecode: Explorer, name: str) -> None:
     for other in ("wait", "return"):
@@ -89,3 +94,4 @@ def test_a_return_by_the_garbage_collector_is_safe_after_any_bytecode(
     by_bytecode: Explorer, name: str, intruder: str
 ) -> None:
     by_bytecode.intrude((name, "wait"), "all lent", intruder)
+    by_bytecode.intrude((name, "open"), "one missing", intruder)
