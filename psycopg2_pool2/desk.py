@@ -61,6 +61,8 @@ class Desk:
         self._counters = counters
         self._clock = clock
         self._keyed = KeyedLoans()
+        self._has_workers = supply.has_workers
+        self._watched = supply.watches
 
     # -- lending -----------------------------------------------------------
 
@@ -101,7 +103,7 @@ class Desk:
         waiter: Waiter[Connection] = Waiter(patient, borrower() if self._options.debug else None)
         try:
             self._request(waiter)
-            if self._supply.has_workers and self._store.has_room():
+            if self._has_workers and self._store.has_room():
                 self._supply.grow()
             while waiter.item is None:
                 _raise_if(waiter.error)
@@ -132,7 +134,7 @@ class Desk:
         if self._options.debug:
             _raise_if(self._report.deadlock())
         pause = deadline.slice(_LOOK_AGAIN) if waiter.patient else _LOOK_AGAIN
-        if not self._supply.has_workers:
+        if not self._has_workers:
             pause = self._open_for(waiter, deadline, pause)
         if waiter.wait(pause):
             return
@@ -148,7 +150,7 @@ class Desk:
         """
         self._upkeep.collect_lost()
         self._supply.close_all(self._store.settle())
-        if self._supply.has_workers:
+        if self._has_workers:
             self._supply.grow()
         if waiter.item is not None:
             return
@@ -185,7 +187,7 @@ class Desk:
             if record.retired or record.expires_at <= self._clock():
                 return _TooOldError("its time is over")
             test = self._needs_test(record)
-            if not test and not marked and self._supply.watches:
+            if not test and not marked and self._watched:
                 return None
             seconds = self._options.test_timeout
             if deadline is not None:
@@ -260,7 +262,7 @@ class Desk:
             self._counters.add("connections_retired")
             at_once = close or self._store.closed or self._options.idle_timeout == 0
             self._supply.discard(conn, at_once=at_once)
-        if not self._supply.has_workers:
+        if not self._has_workers:
             self._upkeep.run_without_thread()
 
     def detach(self, conn: Connection, record: Record) -> None:

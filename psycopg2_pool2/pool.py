@@ -223,7 +223,8 @@ class ConnectionPool:
         )
         self._decides_at_return = options.decides_at_return
         # Bound once: looking them up is a sixth of the idle cycle.
-        self._borrow = store.borrow
+        self._popleft = store.idle.popleft
+        self._lend = store.lent.add
         self._claim = store.claim
         self._give_back = store.give_back
 
@@ -259,12 +260,21 @@ class ConnectionPool:
         :class:`TooManyRequests`, :class:`PoolClosed`, :class:`PoolUnavailable`,
         or what psycopg2 or ``configure`` raised when a connection was opened.
         """
-        if self._lends_untested and key is None:
-            conn = self._borrow()
-            if conn is not None and not conn.pool_record.attention:
-                return conn
-            return self._getconn(conn, None, timeout)
-        return self._getconn(None, key, timeout)
+        conn = None
+        store = self._store
+        if self._lends_untested and key is None and not store.attention:
+            # Store.borrow, written out: the call would be a tenth of the idle cycle.
+            try:
+                conn = self._popleft()
+                record = conn.pool_record
+                self._lend(record)
+                if len(store.idle) < store.low:
+                    store.low = len(store.idle)
+                if not record.attention:
+                    return conn
+            except IndexError:
+                pass  # none is idle
+        return self._getconn(conn, key, timeout)
 
     def _getconn(self, conn: Connection | None, key: Hashable | None, timeout: Any) -> Connection:
         if not self._started:

@@ -8,7 +8,7 @@ from typing import Any
 
 import psycopg2
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -224,5 +224,12 @@ class PoolModel(RuleBasedStateMachine):
 
 TestPoolModel = PoolModel.TestCase
 TestPoolModel.settings = settings(
-    max_examples=40, stateful_step_count=40, deadline=None, derandomize=True, database=None
+    max_examples=40,
+    stateful_step_count=40,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    report_multiple_bugs=False,
+    # Without the phase that explains: it takes minutes.
+    phases=[Phase.generate, Phase.shrink],
 )
