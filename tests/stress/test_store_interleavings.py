@@ -6,12 +6,16 @@ import os
 import time
 from itertools import combinations_with_replacement, count, islice
 
+import pytest
+
 from tests.support.explore import OPERATIONS, WORLDS, new_explorer
+from tests.support.interleave import HAS_BYTECODES
 
 SECONDS = float(os.environ.get("STRESS_SECONDS", "10")) * 0.1
 PAIRS = list(combinations_with_replacement(OPERATIONS, 2))
 
 
+@pytest.mark.skipif(not HAS_BYTECODES, reason="this Python cannot trace bytecodes")
 def test_two_operations_interleave_at_any_bytecode() -> None:
     begin = time.time_ns() % len(PAIRS)
     end = time.monotonic() + SECONDS

@@ -78,6 +78,7 @@ class World:
     def _make_desk(self) -> Desk:
         supply = SimpleNamespace(
             has_workers=True,
+            watches=True,
             grow=self.grow,
             close_all=self.close_all,
             discard=self.discard,

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.explore import OPERATIONS, Explorer, new_explorer
+from tests.support.interleave import HAS_BYTECODES
 
 RETURNS = ["return", "return broken", "drop"]
 """What the garbage collector can do at any moment, by a borrower's `__del__`."""
@@ -31,6 +32,8 @@ def by_line(explorer: Explorer) -> Explorer:
 
 @pytest.fixture
 def by_bytecode(explorer: Explorer) -> Explorer:
+    if not HAS_BYTECODES:
+        pytest.skip("this Python cannot trace bytecodes")
     explorer.set_granularity(by_bytecode=True)
     return explorer
 
