@@ -173,7 +173,7 @@ class Desk:
             return pause
         with contextlib.suppress(Exception):  # the waiter has been told
             conn = self._supply.open(permit, deadline.remaining() if waiter.patient else None)
-            self._supply.close_all(self._store.keep(conn))
+            self._supply.keep(conn)
         return 0.0
 
     def _fault(self, conn: Connection, deadline: Deadline | None) -> Exception | None:

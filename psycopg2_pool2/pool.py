@@ -519,7 +519,7 @@ class ConnectionPool:
         return self._prewarmed
 
     def _is_warm(self) -> bool:
-        return not self._store.missing
+        return len(self._store.idle) + len(self._store.lent) >= self._store.minconn
 
     @property
     def hostname(self) -> str | None:
@@ -576,7 +576,7 @@ class ConnectionPool:
         permit = self._store.take_permit(math.inf)
         if permit is None:
             return False
-        self._supply.close_all(self._store.keep(self._supply.open(permit)))
+        self._supply.keep(self._supply.open(permit))
         return True
 
     def _after_fork_in_child(self) -> None:

@@ -64,7 +64,7 @@ class Supply:
         self._counters = counters
         self._clock = clock
         self._welcome: weakref.WeakMethod[Callable[[Connection, Record], None]] | None = None
-        self.opened = threading.Event()  # set whenever one has been opened
+        self.opened = threading.Event()  # set whenever one has been opened and kept
         self.emptied = threading.Event()  # closed, and nothing is open any more
         self._lock = threading.RLock()  # guards what follows
         self._breaker = breaker
@@ -152,13 +152,18 @@ class Supply:
         self._succeeded(self._clock() - started)
         return conn
 
+    def keep(self, conn: Connection) -> None:
+        """Give a connection that was opened to the first who waits, or to the idle queue."""
+        self.close_all(self._store.keep(conn))
+        self.opened.set()
+
     def _open_and_keep(self, permit: Permit) -> None:
         try:
             conn = self.open(permit)
         except BaseException:
             pass  # told to whom it concerns: a callback's SystemExit is the borrower's too
         else:
-            self.close_all(self._store.keep(conn))
+            self.keep(conn)
         self.grow()
 
     def _retry_in(self, seconds: float) -> None:
@@ -172,7 +177,6 @@ class Supply:
     # -- outcomes ----------------------------------------------------------
 
     def _succeeded(self, seconds: float) -> None:
-        self.opened.set()
         self._counters.add("connections_ms", seconds * 1000)
         with self._lock:
             self._at_once = min(self._most_at_once, self._at_once * 2)

@@ -272,7 +272,7 @@ class Upkeep:
                 except Exception:
                     pass  # logged; its time is over all the same
                 else:
-                    self._supply.close_all(self._store.keep(replacement))
+                    self._supply.keep(replacement)
         record.retired = record.attention = True
         if self._store.withdraw(conn, leaving=True):
             self._counters.add("connections_retired")

@@ -12,7 +12,7 @@ from itertools import groupby
 import pytest
 
 from psycopg2_pool2 import store as store_module
-from tests.support.interleave import HAS_BYTECODES, Call, Interleaver, Plan, Run, plans
+from tests.support.interleave import Call, Interleaver, Plan, Run, plans
 from tests.support.store_world import TRACED, World, patch_locks
 
 Operation = Callable[[World, int], object]
@@ -92,13 +92,6 @@ class Explorer:
         story = self.run(names, where, plan, intruder=intruder, record=True).story
         return [line for line, _ in groupby(story)]
 
-    def warm_up(self) -> None:
-        """Run everything once: since Python 3.13 bytecodes are traced from the second call on."""
-        self.set_granularity(by_bytecode=True)
-        for name in OPERATIONS:
-            self.run((name, "return"), "all lent", Plan())
-        self.set_granularity(by_bytecode=False)
-
     def exhaust(self, names: Names, where: str, bound: int, *, expiries: int = 0) -> None:
         """Run all plans with at most so many preemptions."""
         todo = [Plan(first, expiries=expiries) for first in range(len(names))]
@@ -151,8 +144,6 @@ def new_explorer() -> Iterator[Explorer]:
         patch.setattr(store_module, "threading", locks)
         gc.collect()
         gc.freeze()  # so that collecting what a run leaves behind takes no time
-        if HAS_BYTECODES:
-            explorer.warm_up()
         yield explorer
         gc.unfreeze()
     print(f"{explorer.runs} runs")

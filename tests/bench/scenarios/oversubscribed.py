@@ -16,7 +16,7 @@ from tests.bench.harness import (
     Scenario,
     pool_case,
 )
-from tests.bench.peers import QUEUE, WAITING, Plan
+from tests.bench.peers import FAIR, QUEUE, WAITING, Plan
 
 THREADS = 64
 
@@ -48,6 +48,12 @@ def _aims(rows: Rows) -> list[Aim]:
         Aim(
             f"{case}: throughput of a bare {QUEUE}",
             rows.ratio(case, "per_second", QUEUE),
+            0.70,
+            at_least=True,
+        ),
+        Aim(
+            f"{case}: throughput of a bare {FAIR}",
+            rows.ratio(case, "per_second", FAIR),
             0.70,
             at_least=True,
         ),
