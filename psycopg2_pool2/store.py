@@ -24,6 +24,35 @@ other is not there):
    queues up if it is set.  So nobody overtakes a waiter: a borrow that took a
    connection without queueing had looked before the waiter came.
 
+**The protocol of a permit** (records + permits never exceed ``maxconn``):
+
+1. The permit is counted, *then* the sum is looked at; too many, and it is taken
+   back.  It stays counted while the connection is opened.
+2. The new record is counted, *then* the permit is not any more.
+3. A connection that is to be closed stays on the books (``condemn`` says only
+   that it no longer counts for ``minconn``) until its socket is closed; *then*
+   ``forget`` strikes it out, and whoever did that looks for waiters.  A waiter
+   is in the queue *before* he looks for room.  So one of them sees the other.
+
+**The protocol of retirement and of the monitor**, which never touch a
+connection that somebody has:
+
+1. A reason is written on the record (``retired``, ``hung_up``, ``suspect``),
+   *then* its ``attention`` is set.
+2. Who holds the connection clears ``attention``, *then* reads the reasons.  So
+   a reason is acted on now or at the next look, never lost.
+3. To act at once, the monitor takes the connection out of the idle queue
+   (:meth:`Store.withdraw`); of it and a borrower only one gets it.
+
+**What is atomic**, and has to be: ``deque.append``, ``appendleft``, ``popleft``
+and ``remove``, ``set.add``, ``remove`` and ``copy``, reading or writing one
+attribute.  In CPython with the global interpreter lock each is one call into C
+that runs no Python code in between (items are compared by identity, records
+hash by their connections).  A free-threaded build guards each list, deque and
+set with a lock of its own, which makes the same calls atomic, and orders them;
+but importing psycopg2 switches the global lock on again there, and the
+protocol has not been tested without it.
+
 **The lock** guards every field marked so below.  Sections under it are O(1) or
 take out what they return, call nothing foreign, and may be left by an
 asynchronous exception after any bytecode: they first give, then forget (a

@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from functools import partial
+from typing import Any
 
 import pytest
 
-from psycopg2_pool2 import ConnectionPool, PoolTimeout
+from psycopg2_pool2 import ConnectionPool, PoolExhausted, PoolTimeout
+from psycopg2_pool2.store import Waiter
 from tests.support.pools import MakePool, fill, wait_for_waiters, waiting
 from tests.support.waiting import in_thread, wait_until
 
@@ -105,3 +107,18 @@ def _has(served: list[int], number: int) -> bool:
 def _has_seen(pool: ConnectionPool, number: int) -> bool:
     """Ask whether so many wait, or have waited and left."""
     return bool(waiting(pool) + pool.get_stats()["requests_errors"] == number)
+
+
+def test_who_comes_while_somebody_waits_does_not_take_what_is_idle(make_pool: MakePool) -> None:
+    """1. One waits. 2. A return has queued, and not yet handed over. 3. Another one comes."""
+    pool = make_pool(maxconn=1, test_on_borrow=False)
+    pool.putconn(pool.getconn(timeout=10))
+    waiter: Waiter[Any] = Waiter(patient=True)
+    store = pool._store
+    store.waiters[waiter] = None
+    store.attention = True
+    with pytest.raises(PoolExhausted):
+        pool.getconn(timeout=0)
+    assert not store.settle()
+    pool.putconn(store.leave(waiter))
+    pool.putconn(pool.getconn(timeout=0))
