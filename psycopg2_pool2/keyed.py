@@ -6,17 +6,25 @@ import threading
 from collections.abc import Callable, Hashable
 from typing import Any
 
+from .bell import Bell
 from .timing import Deadline
+
+_LOOK_AGAIN = 0.5
 
 
 class _KeyedLoan:
-    """What is borrowed under one key; ``settled`` is released when that is known."""
+    """What is borrowed under one key; the bell rings when that is known."""
 
-    __slots__ = ("record", "settled")
+    __slots__ = ("bell", "record", "settled")
 
     def __init__(self) -> None:
         self.record: Any = None  # weak, as all records are
-        self.settled = threading.Event()
+        self.settled = False
+        self.bell = Bell()
+
+    def is_settled(self) -> bool:
+        """Tell whether it is known."""
+        return self.settled
 
 
 class KeyedLoans:
@@ -46,9 +54,11 @@ class KeyedLoans:
                 self._drop(key, mine)
                 raise
             finally:
-                mine.settled.set()
-            if not loan.settled.wait(deadline.remaining()):
-                return None
+                mine.settled = True  # not in a call, whose beginning can be interrupted
+                mine.bell.ring()
+            while not loan.bell.wait(deadline.slice(_LOOK_AGAIN), loan.is_settled):
+                if deadline.remaining() == 0:
+                    return None
             conn = loan.record() if loan.record is not None else None
             if conn is not None and self._loans.get(key) is loan:
                 return conn

@@ -407,13 +407,11 @@ class ConnectionPool:
                 raise PoolClosed(f"connection pool is closed: {self.name!r}")
             if deadline.remaining() == 0:
                 raise self._report.timed_out(deadline)
-            self._supply.opened.clear()
             if self._monitor is None:
                 with contextlib.suppress(psycopg2.Error):  # told if time runs out
                     self._open_missing()
             self._supply.grow()
-            if not self._is_warm():
-                self._supply.opened.wait(deadline.slice(_LOOK_AGAIN))
+            self._supply.opened.wait(deadline.slice(_LOOK_AGAIN), self._is_warm)
 
     def resize(self, minconn: int, maxconn: float) -> None:
         """Set both limits; grows in the background, shrinks as connections come back."""
@@ -450,7 +448,7 @@ class ConnectionPool:
         if timeout is not None:
             deadline = Deadline(timeout, self._clock)
             while self._store.size and deadline.remaining():
-                self._supply.emptied.wait(deadline.slice(_LOOK_AGAIN))
+                self._supply.emptied.wait(deadline.slice(_LOOK_AGAIN), self._is_empty)
                 self._upkeep.collect_lost()
 
     close = shutdown
@@ -517,6 +515,9 @@ class ConnectionPool:
         """Whether ``minconn`` have been open at some time."""
         self._prewarmed = self._prewarmed or self._is_warm()
         return self._prewarmed
+
+    def _is_empty(self) -> bool:
+        return not self._store.size
 
     def _is_warm(self) -> bool:
         return len(self._store.idle) + len(self._store.lent) >= self._store.minconn

@@ -323,7 +323,8 @@ class Store(Generic[T]):
         """Have waiters raise, all of them or only the impatient; return how many."""
         with self._lock:
             # Invariant: each waiter gets a connection or an error, not both.
-            failed = [w for w in self.waiters if w.item is None and (patient or not w.patient)]
+            waiting = list(self.waiters)  # which a re-entered section may change
+            failed = [w for w in waiting if w.item is None and (patient or not w.patient)]
             for waiter in failed:
                 if waiter.item is None:  # else re-entered, and served
                     waiter.error = make_error()

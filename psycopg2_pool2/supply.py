@@ -16,6 +16,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from .bell import Bell
 from .breaker import CircuitBreaker
 from .connector import Connection, Connector
 from .errors import PoolUnavailable
@@ -64,8 +65,8 @@ class Supply:
         self._counters = counters
         self._clock = clock
         self._welcome: weakref.WeakMethod[Callable[[Connection, Record], None]] | None = None
-        self.opened = threading.Event()  # set whenever one has been opened and kept
-        self.emptied = threading.Event()  # closed, and nothing is open any more
+        self.opened = Bell()  # rung whenever one has been opened and kept
+        self.emptied = Bell()  # rung when nothing is open any more
         self._lock = threading.RLock()  # guards what follows
         self._breaker = breaker
         self._at_once = self._most_at_once
@@ -155,7 +156,7 @@ class Supply:
     def keep(self, conn: Connection) -> None:
         """Give a connection that was opened to the first who waits, or to the idle queue."""
         self.close_all(self._store.keep(conn))
-        self.opened.set()
+        self.opened.ring()
 
     def _open_and_keep(self, permit: Permit) -> None:
         try:
@@ -307,8 +308,8 @@ class Supply:
     def release(self, record: Record) -> None:
         """Free the slot of a connection that is closed or no longer the pool's."""
         self._store.forget(record)
-        if self._store.closed and not self._store.size:
-            self.emptied.set()
+        if not self._store.size:
+            self.emptied.ring()
         self.grow()
 
     def unwatch(self, conn: Connection) -> None:

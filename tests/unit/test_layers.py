@@ -16,7 +16,7 @@ from psycopg2_pool2.store import Store
 FOLDER = Path(psycopg2_pool2.__file__).parent
 # From below: each imports from those above its own line only.
 LAYERS = [
-    {"checks", "connection", "errors", "failures", "loans", "timing", "watch", "workers"},
+    {"bell", "checks", "connection", "errors", "failures", "loans", "timing", "watch", "workers"},
     {"breaker", "connector", "endpoints", "keyed", "stats", "store"},
     {"monitor", "options", "snapshots"},
     {"care", "supply"},
