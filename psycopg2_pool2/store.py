@@ -385,12 +385,6 @@ class Store(Generic[T]):
             self._set_attention_locked()  # maxconn may have been lowered meanwhile
             return record
 
-    def admit_lent(self, permit: Permit, item: T) -> Record:
-        """Like :meth:`admit`, for a borrower who opened it himself."""
-        record = self.admit(permit, item)
-        self._lend(record)
-        return record
-
     # -- taking out, and what is gone --------------------------------------
 
     def withdraw(self, item: T, *, leaving: bool = False) -> bool:
