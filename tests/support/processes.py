@@ -62,8 +62,10 @@ class Ended:
 
 def run_program(code: str, *args: str, timeout: float = 20) -> Ended:
     """Run a Python program that prints at least one line, to its end."""
+    # Python 3.12 and newer warn of every fork of a process that has threads.
+    quiet = ["-W", "ignore:This process:DeprecationWarning"]
     with subprocess.Popen(
-        [sys.executable, "-c", code, *args],
+        [sys.executable, *quiet, "-c", code, *args],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
