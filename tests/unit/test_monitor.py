@@ -244,6 +244,17 @@ def test_a_socket_that_cannot_be_shut_down_holds_nobody_up(
         wait_until(lambda: not monitor._guarded)
 
 
+def test_a_guard_that_its_thread_was_interrupted_over_shuts_nothing_down(
+    monitor: Monitor, client: Client, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    """1. A guard is made. 2. Its thread is interrupted before the block. 3. Its time is over."""
+    here, _ = pair
+    monitor.guard(here.fileno(), 0.01)
+    gc.collect()
+    wait_until(lambda: not monitor._guarded)
+    assert not is_shut(here)
+
+
 def test_a_guard_that_begins_as_the_monitor_stops_looking_is_seen(
     monitor: Monitor, pair: tuple[socket.socket, socket.socket]
 ) -> None:
