@@ -4,6 +4,7 @@
 PYTHON ?= python3
 STRESS_SECONDS ?= 120
 PYTEST_ARGS ?=
+JOBS ?= 2
 
 BIN := .venv/bin
 
@@ -27,7 +28,7 @@ types: .venv/.dev ## Check types, the tests' too
 	$(BIN)/mypy
 
 test: .venv/.dev ## Run the tests (PYTEST_ARGS='-k fork -x' to choose)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
 
 coverage: .venv/.dev ## Run the tests and show the lines they missed
 	$(BIN)/python -m coverage erase

@@ -16,13 +16,17 @@ from .errors import (
 from .pool import ConnectionPool
 
 if _typing.TYPE_CHECKING:
+    from .adaptive import AdaptiveConnectionPool
+    from .manager import PoolManager, get_pool
     from .snapshots import EndpointStats, PoolStats
+    from .threaded import SimpleConnectionPool, ThreadedConnectionPool
 
 ThreadSafeConnectionPool = ConnectionPool
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdaptiveConnectionPool",
     "CircuitBreaker",
     "ConnectionPool",
     "EndpointStats",
@@ -31,17 +35,33 @@ __all__ = [
     "PoolDeadlock",
     "PoolError",
     "PoolExhausted",
+    "PoolManager",
     "PoolStats",
     "PoolTimeout",
     "PoolUnavailable",
+    "SimpleConnectionPool",
     "ThreadSafeConnectionPool",
+    "ThreadedConnectionPool",
     "TooManyRequests",
+    "get_pool",
 ]
 
 
-def __getattr__(name: str) -> _typing.Any:
-    if name in ("EndpointStats", "PoolStats"):
-        from . import snapshots  # see there why not before
+# Imported when they are asked for: most programs need few of them.
+_LATER = {
+    "AdaptiveConnectionPool": "adaptive",
+    "EndpointStats": "snapshots",
+    "PoolManager": "manager",
+    "PoolStats": "snapshots",
+    "SimpleConnectionPool": "threaded",
+    "ThreadedConnectionPool": "threaded",
+    "get_pool": "manager",
+}
 
-        return getattr(snapshots, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __getattr__(name: str) -> _typing.Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f".{_LATER[name]}", __name__), name)

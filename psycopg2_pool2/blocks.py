@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -63,10 +62,11 @@ class TransactionBlock(LoanBlock):
         traceback: TracebackType | None,
     ) -> None:
         try:
-            if self._conn.pool_record.pid == os.getpid():  # not inherited by a fork
-                self._conn.__exit__(exc_type, exc, traceback)
+            self._conn.__exit__(exc_type, exc, traceback)
         except BaseException as error:
-            exc = exc or error
-            raise
+            if exc is None or not isinstance(error, Exception):
+                exc = error
+                raise
+            # The block's own exception says more than that of the rollback.
         finally:
             super().__exit__(exc_type, exc, traceback)

@@ -7,7 +7,8 @@ time in and guards it with a lock of his own.
 from __future__ import annotations
 
 import math
-from typing import Literal
+import weakref
+from typing import Any, Literal
 
 from .timing import jitter
 
@@ -15,6 +16,20 @@ State = Literal["closed", "open", "half-open"]
 
 PROMPT_RETRY = 0.25
 """Seconds until an endpoint that answers with a refusal is asked again."""
+
+
+class Attempt:
+    """One attempt under way; a breaker counts it for as long as somebody holds it.
+
+    So one whose thread was interrupted is over without anybody's doing.
+    ``endpoint`` is for the use of him who makes it.
+    """
+
+    __slots__ = ("__weakref__", "endpoint", "openings")
+
+    def __init__(self, openings: int) -> None:
+        self.openings = openings
+        self.endpoint: Any = None
 
 
 class CircuitBreaker:
@@ -33,7 +48,15 @@ class CircuitBreaker:
     An instance given to a pool is a template; see :meth:`copy`.
     """
 
-    __slots__ = ("_in_flight", "backoff", "failures", "max_backoff", "retry_at", "threshold")
+    __slots__ = (
+        "_attempts",
+        "_openings",
+        "backoff",
+        "failures",
+        "max_backoff",
+        "retry_at",
+        "threshold",
+    )
 
     def __init__(self, threshold: int = 3, backoff: float = 0.1, max_backoff: float = 30.0) -> None:
         if not isinstance(threshold, int) or isinstance(threshold, bool):
@@ -52,7 +75,8 @@ class CircuitBreaker:
         self.max_backoff = max_backoff
         self.failures = 0
         self.retry_at = 0.0
-        self._in_flight = 0
+        self._attempts: weakref.WeakSet[Attempt] = weakref.WeakSet()
+        self._openings = 0  # since the last success
 
     def copy(self) -> CircuitBreaker:
         """Return a closed breaker with the same limits."""
@@ -67,7 +91,12 @@ class CircuitBreaker:
         """Return "closed", "open" or "half-open" (an attempt is probing)."""
         if self.failures < self.threshold:
             return "closed"
-        return "half-open" if self._in_flight else "open"
+        return "half-open" if self._attempts else "open"
+
+    @property
+    def in_flight(self) -> int:
+        """How many attempts are under way."""
+        return len(self._attempts)
 
     def wait(self, now: float) -> float:
         """Return the seconds until an attempt may start, 0.0 if one may now."""
@@ -75,28 +104,35 @@ class CircuitBreaker:
             return 0.0
         return max(0.0, self.retry_at - now)
 
-    def begin(self) -> None:
-        """Note that an attempt starts."""
-        self._in_flight += 1
+    def begin(self) -> Attempt:
+        """Return an attempt, which is under way until it is ended below, or dropped."""
+        attempt = Attempt(self._openings)
+        self._attempts.add(attempt)
+        return attempt
 
-    def succeed(self) -> None:
+    def succeed(self, attempt: Attempt) -> None:
         """Note that an attempt succeeded: the breaker closes."""
-        self._in_flight -= 1
-        self.failures = 0
+        self._attempts.discard(attempt)
+        self.failures = self._openings = 0
 
-    def abandon(self) -> None:
+    def abandon(self, attempt: Attempt) -> None:
         """Note that an attempt ended without telling anything of the endpoint."""
-        self._in_flight -= 1
+        self._attempts.discard(attempt)
 
-    def fail(self, now: float, *, prompt: bool) -> None:
-        """Note that an attempt failed; ``prompt`` if the endpoint answered at all."""
-        self._in_flight -= 1
+    def fail(self, attempt: Attempt, now: float, *, prompt: bool) -> None:
+        """Note that an attempt failed; ``prompt`` if the endpoint answered at all.
+
+        One that began before the breaker opened tells nothing new of a silence.
+        """
+        self._attempts.discard(attempt)
         self.failures += 1
-        excess = self.failures - self.threshold
-        if excess < 0:
+        if self.failures < self.threshold:
             return
         if prompt:
-            pause = jitter(min(PROMPT_RETRY, self.max_backoff), 0.2)
+            pause = min(PROMPT_RETRY, self.max_backoff)
+        elif attempt.openings == self._openings:
+            pause = min(self.backoff * 2.0 ** min(self._openings, 60), self.max_backoff)
         else:
-            pause = jitter(min(self.backoff * 2.0 ** min(excess, 60), self.max_backoff), 0.2)
-        self.retry_at = now + pause
+            return
+        self._openings += 1
+        self.retry_at = now + jitter(pause, 0.2)

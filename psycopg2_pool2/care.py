@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 
 import psycopg2
 
-from .connector import ACTIVE, IDLE, Connection, Connector
+from .connector import ACTIVE, IDLE, UNKNOWN, Connection, Connector
+from .failures import SilenceError, WrongRoleError, silence
+from .guards import Guard, LocalGuard
 from .monitor import Monitor
 from .stats import Counters
 from .store import Record
@@ -20,8 +21,7 @@ class Care:
     """Tests and cleans connections that are in the caller's hands.
 
     What goes over the network is guarded: after ``test_timeout`` seconds the
-    socket is shut down under it.  (Not without the monitor: then the kernel's
-    ``tcp_user_timeout`` is the limit.)
+    connection is given up.
     """
 
     def __init__(
@@ -34,8 +34,8 @@ class Care:
     ) -> None:
         self.name = name
         self._connector = connector
-        self._guard: Callable[[int, float], AbstractContextManager[None]]
-        self._guard = _unguarded if monitor is None else monitor.guard
+        self._guard: Callable[[Connection, float], Guard]
+        self._guard = LocalGuard if monitor is None else monitor.guards.guard
         self._test_timeout = test_timeout
         self._counters = counters
 
@@ -44,7 +44,8 @@ class Care:
     ) -> Exception | None:
         """Return what is wrong with a connection, by a test within ``seconds`` or a free probe.
 
-        None if it is good.  What a test raises is returned, logged and counted.
+        None if it is good.  What a test raises is returned, logged and counted;
+        a server that does not answer is a :class:`SilenceError`.
         """
         record: Record = conn.pool_record
         if conn.closed or ((record.hung_up or not test) and not self._connector.probe(conn)):
@@ -52,38 +53,67 @@ class Care:
         record.hung_up = False
         if not test:
             return None
-        try:
-            with self._guard(conn.fileno(), self._test_timeout if seconds is None else seconds):
-                self._connector.test(conn)
-        except Exception as error:
+        error = self._bounded(self._connector.test, conn, seconds or self._test_timeout)
+        if error is not None:
             self._counters.add("tests_failed")
-            logger.debug("pool %r: a connection failed its test: %s", self.name, error)
+            told = self._connector.tell(error)
+            logger.debug("pool %r: a connection failed its test: %s", self.name, told)
             return error.with_traceback(None)
         record.suspect = False
+        if record.attention:  # a message has come, which is not for the next borrower
+            self._connector.forget_messages(conn)
         if conn.get_transaction_status() != IDLE:
             return psycopg2.ProgrammingError("the test left a transaction behind")
         return None
 
-    def tidy(self, conn: Connection, record: Record) -> bool:
-        """Clean up after a loan; False if the connection is lost or in doubt.
+    def prepare(self, conn: Connection) -> None:
+        """Make a new connection ready for use; raises what ``configure`` raises."""
+        error = self._bounded(self._connector.prepare, conn, self._test_timeout)
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error  # its traceback refers to this frame
+
+    def tidy(self, conn: Connection, record: Record) -> Exception | None:
+        """Clean up after a loan; return why the connection is lost or in doubt, if it is.
 
         What ``reset`` or ``configure`` raise is logged.
         """
         record.attention = False  # before the reasons are read
-        if conn.closed or conn.get_transaction_status() == ACTIVE:
-            return False
-        if record.hung_up:
-            if not self._connector.probe(conn):
-                return False
-            record.hung_up = False
+        if conn.closed or conn.get_transaction_status() in (ACTIVE, UNKNOWN):
+            return psycopg2.OperationalError("the connection was lost, or in use")
+        if record.hung_up and not self._connector.probe(conn):
+            return psycopg2.OperationalError("the connection was lost")
+        record.hung_up = False
+        error = self._bounded(self._connector.tidy, conn, self._test_timeout)
+        if error is not None:
+            # That a server has gone is told when connecting fails.
+            lost = conn.closed or isinstance(error, SilenceError)
+            logger.log(
+                logging.DEBUG if lost else logging.WARNING,
+                "pool %r: cleaning a connection failed: %s",
+                self.name,
+                self._connector.tell(error),
+            )
+        if error is None and conn.get_transaction_status() != IDLE:
+            return psycopg2.ProgrammingError("the reset left a transaction behind")
+        if error is None and self._connector.has_lost_role(conn):
+            return WrongRoleError("the server is not in its role any more")
+        return error
+
+    def _bounded(
+        self, act: Callable[[Connection], object], conn: Connection, seconds: float
+    ) -> Exception | None:
+        """Do something on the network, for at most so many seconds; return its error."""
+        guard = self._guard(conn, seconds)
+        over = False
         try:
-            with self._guard(conn.fileno(), self._test_timeout):
-                return self._connector.tidy(conn)
-        except Exception as error:
-            if not conn.closed:
-                logger.warning("pool %r: cleaning a connection failed: %s", self.name, error)
-            return False
-
-
-def _unguarded(fd: int, seconds: float) -> AbstractContextManager[None]:
-    return nullcontext()
+            try:
+                act(conn)
+            finally:
+                over = guard.lift()
+        except Exception as failure:
+            if not over:
+                return failure  # in no variable: its traceback refers to this frame
+        return silence(guard.deadline - seconds, seconds) if over else None

@@ -18,6 +18,10 @@ def seconds(name: str, value: Any, *, optional: bool = False, positive: bool = F
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         wanted = "a number of seconds or None" if optional else "a number of seconds"
         raise TypeError(f"{name} must be {wanted}, not {_kind(value)}")
+    try:
+        float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must be finite, not so large") from None
     if not 0 <= value < math.inf or (positive and value == 0):
         bound = "positive" if positive else "zero or more"
         raise ValueError(f"{name} must be {bound} and finite, not {value!r}")
@@ -58,7 +62,7 @@ def flag(name: str, value: Any) -> bool:
 def function(name: str, value: Any, *also: Any) -> Any:
     """Accept a callable, or one of ``also``."""
     if not callable(value) and not any(
-        value is x or (isinstance(x, str) and value == x) for x in also
+        value is x or (isinstance(value, str) and value == x) for x in also
     ):
         names = " or ".join(["a callable", *map(repr, also)])
         raise TypeError(f"{name} must be {names}, not {_kind(value)}")

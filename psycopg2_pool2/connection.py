@@ -46,18 +46,28 @@ class Tracked:
         self._touched()
         super().reset()  # type: ignore[misc]
 
+    def __exit__(self, *exc_info: Any) -> Any:
+        """End psycopg2's ``with conn:``; in a forked child that inherited it, do nothing."""
+        if self.is_inherited():
+            return None
+        return super().__exit__(*exc_info)  # type: ignore[misc]
+
     def close(self) -> None:
         """Close the connection; in a forked child that inherited it, do nothing.
 
         libpq would say good-bye on the socket that it shares with the parent,
         whose session would end.
         """
+        if self.is_inherited():
+            return
         record = getattr(self, "pool_record", None)
         if record is not None:
-            if record.pid != os.getpid():
-                return
             record.hung_up = record.attention = True
         super().close()  # type: ignore[misc]
+
+    def is_inherited(self) -> bool:
+        """Tell whether it was opened by a process of which this is a forked child."""
+        return bool(getattr(self, "pool_pid", os.getpid()) != os.getpid())
 
     def _touched(self) -> None:
         record = getattr(self, "pool_record", None)
@@ -102,13 +112,13 @@ class Returning(Tracked):
 class PooledConnection(Tracked, connection):
     """A psycopg2 connection that belongs to a pool."""
 
-    __slots__ = ("pool_baseline", "pool_home", "pool_record")
+    __slots__ = ("pool_baseline", "pool_home", "pool_pid", "pool_record")
 
 
 class ReturningConnection(Returning, connection):
     """A psycopg2 connection whose ``close()`` gives it back to its pool."""
 
-    __slots__ = ("pool_baseline", "pool_home", "pool_record")
+    __slots__ = ("pool_baseline", "pool_home", "pool_pid", "pool_record")
 
 
 def pooled_factory(factory: Callable[..., Any] | None, returning: bool) -> Callable[..., Any]:
@@ -131,9 +141,9 @@ def pooled_factory(factory: Callable[..., Any] | None, returning: bool) -> Calla
     def make(*args: Any, **kwargs: Any) -> Any:
         conn = factory(*args, **kwargs)
         made = type(conn)
-        if made not in classes:
-            classes[made] = type(f"Pooled{made.__name__}", (mixin, made), {"__slots__": ()})
         try:
+            if made not in classes:
+                classes[made] = type(f"Pooled{made.__name__}", (mixin, made), {"__slots__": ()})
             object.__setattr__(conn, "__class__", classes[made])
         except TypeError:
             raise TypeError(
@@ -148,6 +158,7 @@ def pooled_factory(factory: Callable[..., Any] | None, returning: bool) -> Calla
 def really_close(conn: Any) -> None:
     """Close the connection itself, whatever its ``close`` means to the program."""
     if isinstance(conn, Tracked):
-        super(Tracked, conn).close()  # type: ignore[misc]
+        if not conn.is_inherited():
+            super(Tracked, conn).close()  # type: ignore[misc]
     else:
         conn.close()

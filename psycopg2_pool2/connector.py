@@ -11,16 +11,23 @@ import math
 import os
 import re
 import select
+import struct
+import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import psycopg2
 from psycopg2 import extensions as ext
 
+from .arguments import ConnectArguments
 from .connection import Messages, pooled_factory, really_close
-from .failures import censored
+from .failures import WrongRoleError
+from .targets import effective
+
+if TYPE_CHECKING:
+    import socket
 
 Connection = Any  # a psycopg2 connection of the class that pooled_factory makes
 Test = bool | Callable[[Connection], object]
@@ -28,6 +35,7 @@ Reset = Literal["session"] | Callable[[Connection], object] | None
 
 IDLE = ext.TRANSACTION_STATUS_IDLE
 ACTIVE = ext.TRANSACTION_STATUS_ACTIVE
+UNKNOWN = ext.TRANSACTION_STATUS_UNKNOWN
 INERROR = ext.TRANSACTION_STATUS_INERROR
 
 DEFAULTS: Mapping[str, object] = {
@@ -52,6 +60,18 @@ _set_notices = ext.connection.notices.__set__  # type: ignore[attr-defined]
 _set_notifies = ext.connection.notifies.__set__  # type: ignore[attr-defined]
 _set_session = ext.connection.set_session
 _DEFAULTS: Any = ("DEFAULT", "DEFAULT", "DEFAULT")
+_UNSET = [None, None, None]
+_NOWHERE: Mapping[str, Any] = {}
+# How libpq tells from in_hot_standby and default_transaction_read_only that a server
+# is in the wrong role for each of its target_session_attrs.
+_ROLES: Mapping[str, Callable[[str, str], bool]] = {
+    "primary": lambda standby, read_only: standby == "on",
+    "read-write": lambda standby, read_only: "on" in (standby, read_only),
+    "standby": lambda standby, read_only: standby == "off",
+    "read-only": lambda standby, read_only: standby == read_only == "off",
+}
+# A message that every server answers at once, by a letter: may TLS be used here?
+_SSL_REQUEST = struct.pack("!ii", 8, 80877103)
 # A NOTIFY is one message; so many at once mean that somebody keeps sending them.
 _MOST_POLLS = 1000
 
@@ -73,61 +93,50 @@ class Connector:
         reset: Reset,
         home: weakref.ref[Any] | None,
     ) -> None:
-        self._connect_kwargs = dict(connect_kwargs)
-        self._connect_params = connect_params
+        self._arguments = ConnectArguments(connect_kwargs, connect_params)
         self._configure = configure
         self._home = home  # the pool, where the connections' close() gives them back
         self.test_on_borrow = test
         self.reset = reset
-        factory = self._connect_kwargs.pop("connection_factory", None)
-        if factory is not None and not callable(factory):
-            raise TypeError(f"connection_factory must be callable, not a {type(factory).__name__}")
-        cursor_factory = self._connect_kwargs.get("cursor_factory")
-        if cursor_factory is not None and not callable(cursor_factory):
-            raise TypeError(
-                f"cursor_factory must be callable, not a {type(cursor_factory).__name__}"
-            )
-        for name in ("async", "async_"):
-            if self._connect_kwargs.get(name):
-                raise ValueError(f"{name} connections cannot be pooled")
-        self._factory = pooled_factory(factory, home is not None)
-        self.parameters = self._parse(self._connect_kwargs)
+        self._factory = pooled_factory(self._arguments.connection_factory, home is not None)
+        self.parameters = self._arguments.parameters
+        self.tell = self._arguments.tell
+        self._session_attrs = self._arguments.effective("target_session_attrs") or "any"
 
     # -- opening -----------------------------------------------------------
 
-    def open(self, seconds: float | None = None) -> Connection:
-        """Return a new connection, configured and outside any transaction.
+    def open(self, where: Mapping[str, Any] = _NOWHERE, seconds: float | None = None) -> Connection:
+        """Return a new connection, which is to be prepared.
 
-        Blocks for at most ``connect_timeout``, or ``seconds`` if that is less,
-        for each address, and for as long as ``connect_params`` and
-        ``configure`` take.  Raises what they or psycopg2 raise, without passwords.
+        ``where`` are keywords that say where to, beside the pool's own; what
+        ``connect_params`` returns goes before both.  Blocks for at most
+        ``connect_timeout``, or ``seconds`` if that is less, and for as long as
+        ``connect_params`` takes.  Raises what that or psycopg2 raises, without
+        passwords.
         """
-        kwargs = dict(self._connect_kwargs)
-        if self._connect_params is not None:
-            kwargs.update(self._connect_params())
-        parameters = self._parse(kwargs)
+        kwargs, parameters = self._arguments.merged(where)
+        # An empty one (PGCONNECT_TIMEOUT= in the environment) is none, and libpq refuses it.
         kwargs |= {
-            name: value
-            for name, value in DEFAULTS.items()
-            if name not in parameters and not _in_environment(name)
+            name: value for name, value in DEFAULTS.items() if not effective(parameters, name)
         }
         if seconds is not None:
-            kwargs["connect_timeout"] = _shorter(kwargs.get("connect_timeout"), seconds)
+            given = kwargs.get("connect_timeout", effective(parameters, "connect_timeout"))
+            kwargs["connect_timeout"] = _shorter(given, seconds)
         try:
             conn = psycopg2.connect(connection_factory=self._factory, **kwargs)
         except psycopg2.Error as error:
-            raise censored(error, _secrets(parameters)) from None
-        try:
-            self.prepare(conn)
-        except BaseException:
-            self.close(conn)
-            raise
+            conn, failure = None, self._arguments.censored(error)
+        if conn is None:
+            raise failure  # outside of its handler: the error itself would be its context
+        conn.pool_pid = os.getpid()
         return conn
 
     def prepare(self, conn: Connection) -> None:
         """Run ``configure``, commit what it left open, and remember the settings it made."""
         if self._configure is not None:
             self._configure(conn)
+            if conn.is_inherited():
+                raise psycopg2.OperationalError("the process was forked in configure")
             status = conn.get_transaction_status()
             if conn.closed:
                 raise psycopg2.OperationalError("the connection was lost in configure")
@@ -140,20 +149,6 @@ class Connector:
         _forget_messages(conn)
         conn.pool_baseline = _settings(conn)
         conn.pool_home = self._home
-
-    def _parse(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Return libpq's parameters as dsn and keywords give them."""
-        own = {"dsn", "connection_factory", "cursor_factory", "async", "async_"}
-        dsn = kwargs.get("dsn") or ""
-        if not isinstance(dsn, (str, bytes)):
-            raise TypeError(f"dsn must be a str, not {type(dsn).__name__}")
-        keywords = {k: v for k, v in kwargs.items() if k not in own and v is not None}
-        if "database" in keywords:
-            keywords.setdefault("dbname", keywords.pop("database"))
-        try:
-            return dict(ext.parse_dsn(ext.make_dsn(dsn, **keywords)))
-        except psycopg2.ProgrammingError as error:
-            raise psycopg2.ProgrammingError(_without_quotes(str(error), keywords)) from None
 
     def is_busy(self, conn: Connection) -> bool:
         """Tell whether a statement may still be running."""
@@ -194,21 +189,33 @@ class Connector:
                 _end_transaction(conn, "rollback")
         else:
             _execute_alone(conn, "SELECT 1")
+        if self._session_attrs in _ROLES and self.has_lost_role(conn):
+            raise WrongRoleError(f"the server is no longer {self._session_attrs}")
+
+    def has_lost_role(self, conn: Connection) -> bool:
+        """Tell whether its server is not in the role any more that the pool is for.
+
+        As the last answer said; servers before PostgreSQL 14 do not say.
+        """
+        if self._session_attrs not in _ROLES or conn.closed:
+            return False
+        standby = conn.get_parameter_status("in_hot_standby") or ""
+        read_only = conn.get_parameter_status("default_transaction_read_only") or ""
+        return bool(_ROLES[self._session_attrs](standby, read_only))
+
+    def forget_messages(self, conn: Connection) -> None:
+        """Drop notices and notifications that came while the connection was idle."""
+        _forget_messages(conn)
 
     # -- after a loan ------------------------------------------------------
 
-    def tidy(self, conn: Connection) -> bool:
+    def tidy(self, conn: Connection) -> None:
         """Bring an idle or aborted session back to what it was after ``configure``.
 
-        Returns False if the connection must be closed instead: lost, or in the
-        middle of something.  Costs a ROLLBACK if a transaction is open and
-        nothing else, unless ``reset`` asks for more.  What ``reset`` raises is
-        raised.
+        Costs a ROLLBACK if a transaction is open and nothing else, unless
+        ``reset`` asks for more.  What ``reset`` raises is raised.
         """
-        status = conn.get_transaction_status()
-        if conn.closed or status in (ext.TRANSACTION_STATUS_UNKNOWN, ACTIVE):
-            return False
-        if status != IDLE or conn.status != ext.STATUS_READY:
+        if conn.get_transaction_status() != IDLE or conn.status != ext.STATUS_READY:
             _end_transaction(conn, "rollback")
         if _settings(conn) != conn.pool_baseline:
             _restore_settings(conn)
@@ -218,17 +225,20 @@ class Connector:
                 _end_transaction(conn, "rollback")
             if _settings(conn) != conn.pool_baseline:
                 _restore_settings(conn)
+            _match_encoding(conn)
         elif self.reset == "session":
             self._discard_session_state(conn)
         _forget_messages(conn)
-        return bool(conn.get_transaction_status() == IDLE)
 
     def _discard_session_state(self, conn: Connection) -> None:
         _execute_alone(conn, "DISCARD ALL")
+        _match_encoding(conn)
         # psycopg2 reads dates in this style only, and set it when it connected.
         if not (conn.get_parameter_status("DateStyle") or "ISO").startswith("ISO"):
             _execute_alone(conn, "SET datestyle TO 'ISO'")
         if self._configure is not None:
+            # Whether that has undone anything cannot be told: parameters of the
+            # program's own, for one, are in no catalogue.
             self.prepare(conn)
 
     # -- closing -----------------------------------------------------------
@@ -238,14 +248,18 @@ class Connector:
         with contextlib.suppress(Exception):
             really_close(conn)
 
-    def abort(self, conn: Connection) -> None:
-        """Close a connection that may be in the middle of something.
+    def abort(self, conn: Connection, seconds: float) -> None:
+        """Close a connection that may be in the middle of something, within ``seconds``.
 
         The server is asked to stop what it does, since it would not notice the
-        closed socket before it has finished.  May block.
+        closed socket before it has finished.  psycopg2 does that over a
+        connection of its own, without any limit of time and without releasing
+        the interpreter lock: in a black hole the whole process would stand
+        still.  So it is tried first whether anybody answers.
         """
         with contextlib.suppress(Exception):
-            conn.cancel()
+            if _answers(conn.fileno(), seconds):
+                conn.cancel()
         with contextlib.suppress(Exception):
             shut_down(conn.fileno())  # releases a thread that still waits for an answer
         self.close(conn)
@@ -253,30 +267,113 @@ class Connector:
 
 def shut_down(fd: int) -> None:
     """Shut a socket down under whoever is blocked on it, which then fails at once."""
-    import socket  # for this alone
+    with twin_socket(fd) as twin:
+        twin.shutdown(2)  # both ways
 
-    with socket.socket(fileno=os.dup(fd)) as twin:
-        twin.shutdown(socket.SHUT_RDWR)
+
+def answers(host: str | None, address: str | None, port: int, seconds: float) -> bool:
+    """Tell whether a server answers a new connection there: at an address or a Unix socket."""
+    import socket  # dear, and rarely needed
+
+    try:
+        if address is None and host is None:
+            return True  # libpq's own place, which it alone knows
+        if address is None:
+            path = f"{host}/.s.PGSQL.{port}"
+            return _answers_at(socket.AF_UNIX, re.sub("^@", "\0", path), seconds)
+        [[family, _, _, _, peer], *_] = socket.getaddrinfo(
+            address, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+        )
+        return _answers_at(family, peer, seconds)
+    except OSError:
+        return False
+
+
+def _answers(fd: int, seconds: float) -> bool:
+    """Tell whether a server answers a new connection where this one leads to."""
+    with twin_socket(fd) as twin:
+        return _answers_at(twin.family, twin.getpeername(), seconds)
+
+
+def _answers_at(family: int, peer: Any, seconds: float) -> bool:
+    import socket  # dear, and rarely needed
+
+    with socket.socket(family, socket.SOCK_STREAM) as other:
+        other.settimeout(seconds / 2)  # to connect, and to hear
+        other.connect(peer)
+        other.sendall(_SSL_REQUEST)
+        return other.recv(1) != b""
+
+
+def cut_off(fd: int) -> None:
+    """Put a dead socket in the place of this process's copy of one that it inherited."""
+    import socket  # dear, and rarely needed
+
+    here, there = socket.socketpair()
+    with here:
+        there.close()
+        os.dup2(here.fileno(), fd, inheritable=False)
+
+
+def twin_socket(fd: int) -> socket.socket:
+    """Return a socket object for a descriptor that libpq owns; OSError if it is none."""
+    import socket  # dear, and rarely needed
+
+    copy = os.dup(fd)
+    try:
+        return socket.socket(fileno=copy)
+    except BaseException:
+        os.close(copy)
+        raise
+
+
+def wait_for_answer(conn: Connection, deadline: float | None) -> bool:
+    """Wait as psycopg2 does, but in Python; False if it is ``deadline`` by the monotonic clock.
+
+    To be called by psycopg2's wait callback.
+    """
+    while True:
+        state = conn.poll()
+        if state == ext.POLL_OK:
+            return True
+        seconds = None if deadline is None else deadline - time.monotonic()
+        if seconds is not None and seconds <= 0:
+            return False
+        fds = [conn.fileno()]
+        read, write = (fds, ()) if state == ext.POLL_READ else ((), fds)
+        _wait_for(read, write, seconds)
+
+
+def _wait_for(read: Sequence[int], write: Sequence[int], seconds: float | None) -> None:
+    if not hasattr(select, "poll"):
+        select.select(read, write, (), seconds)
+        return
+    poller = select.poll()  # select fails for descriptors above 1023
+    for fd in read:
+        poller.register(fd, select.POLLIN)
+    for fd in write:
+        poller.register(fd, select.POLLOUT)
+    # More milliseconds than fit into 32 bits are refused.
+    poller.poll(None if seconds is None else math.ceil(min(seconds, 86_400.0) * 1000))
 
 
 def _execute(conn: Connection, sql: str) -> None:
     # psycopg2's own class: the user's may log, count or fetch.
-    with ext.cursor(conn) as cursor:
-        cursor.execute(sql)
+    ext.cursor(conn).execute(sql)
 
 
 def _execute_alone(conn: Connection, sql: str) -> None:
     """Execute a statement without a BEGIN before it, in one round trip.
 
-    Outside autocommit the session's characteristics are kept by psycopg2 alone.
-    Leaving autocommit it would reset those that are set with a statement each,
-    so they are put aside meanwhile.
+    The settings are those after ``configure``.  Outside autocommit psycopg2
+    keeps the session's characteristics itself; leaving autocommit it would reset
+    those that are set with a statement each, so they are put aside meanwhile.
     """
-    if conn.autocommit:
+    autocommit, *characteristics, _ = conn.pool_baseline
+    if autocommit:
         _execute(conn, sql)
         return
-    _, *characteristics, _ = _settings(conn)
-    aside = characteristics != [None, None, None]
+    aside = characteristics != _UNSET
     if aside:
         _set_session(conn, *_DEFAULTS)
     _set_autocommit(conn, True)
@@ -314,6 +411,14 @@ def _restore_settings(conn: Connection) -> None:
     _set_cursor_factory(conn, cursor_factory)
 
 
+def _match_encoding(conn: Connection) -> None:
+    """Have psycopg2 use the encoding that the server uses again after a reset."""
+    encoding = conn.get_parameter_status("client_encoding") or conn.encoding
+    # psycopg2 keeps it in a form of its own.
+    if re.sub("[^A-Z0-9]", "", encoding.upper()) != conn.encoding:
+        ext.connection.set_client_encoding(conn, encoding)
+
+
 def _forget_messages(conn: Connection) -> None:
     # New lists: the borrower may have kept the old ones to read them.
     _set_notices(conn, Messages(conn))
@@ -345,23 +450,3 @@ def _shorter(connect_timeout: Any, seconds: float) -> Any:
     except (TypeError, ValueError):  # unset or unreadable, which libpq tells better
         return most if connect_timeout is None else connect_timeout
     return most if given <= 0 else min(given, most)  # zero is for ever
-
-
-def _in_environment(name: str) -> bool:
-    # The only one of DEFAULTS that libpq reads from there.
-    return name == "connect_timeout" and bool(os.environ.get("PGCONNECT_TIMEOUT"))
-
-
-def _secrets(parameters: Mapping[str, Any]) -> list[str]:
-    secrets = [parameters.get("password"), parameters.get("sslpassword")]
-    return [str(secret) for secret in secrets if secret]
-
-
-def _without_quotes(message: str, keywords: Mapping[str, Any]) -> str:
-    """Blank what libpq quotes from a dsn it cannot read: it may be a password."""
-
-    def blank(match: re.Match[str]) -> str:
-        return match.group() if match.group(1) in keywords else '"…"'
-
-    told = re.sub(r'"([^"]*)"', blank, message.strip())
-    return told.replace('missing "…" after', "missing = after")

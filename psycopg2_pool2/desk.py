@@ -60,47 +60,65 @@ class Desk:
         self._report = report
         self._counters = counters
         self._clock = clock
-        self._keyed = KeyedLoans()
+        self._keyed = KeyedLoans(store.lent.__contains__)
         self._has_workers = supply.has_workers
+        # Read for every loan.
+        self._tests_always = options.test_on_borrow is not False and not options.test_idle_after
+        self._test_timeout = options.test_timeout
+        self._tracks_loans = options.tracks_loans
         self._watched = supply.watches
 
     # -- lending -----------------------------------------------------------
 
     def lend(self, conn: Connection | None, timeout: float | None) -> Connection:
         """Return a connection that is fit for use, ``conn`` if that is; wait for one if need be."""
-        deadline = Deadline(timeout, self._clock)
-        patient = timeout != 0
         try:
-            while True:
-                if conn is None:
-                    conn = self._store.borrow()
-                if conn is None:
-                    conn = self._wait(deadline, patient)
-                fault = self._fault(conn, deadline if patient else None)
-                if fault is None:
-                    break
-                self._reject(conn, fault, deadline, patient)
-                conn = None
+            if conn is None:
+                conn = self._store.borrow()
+            started = self._clock()
+            fault = self._fault(conn, timeout or None) if conn is not None else None
+            if conn is None or fault is not None:
+                conn = self._lend_another(conn, fault, Deadline(timeout, self._clock, started))
         except BaseException:
             self._counters.add("requests_errors")
             raise
-        if self._options.tracks_loans:
+        if self._tracks_loans:
             conn.pool_record.loan = Loan(self._clock())
+            if not self._has_workers:
+                self._upkeep.warn_of_leaks_in_passing()
         return conn
+
+    def _lend_another(
+        self, conn: Connection | None, fault: Exception | None, deadline: Deadline
+    ) -> Connection:
+        """Go on after the first idle connection, if there was one, was found at fault."""
+        while True:
+            if fault is not None:
+                self._reject(conn, fault, deadline)
+                conn = self._store.borrow()
+            if conn is None:
+                conn = self._wait(deadline)
+            fault = self._fault(conn, deadline.remaining() if deadline.is_patient else None)
+            if fault is None:
+                return conn
 
     def lend_keyed(self, key: Hashable, timeout: float | None) -> Connection:
         """Return the connection in use under ``key``; lend one if there is none."""
-        deadline = Deadline(timeout or None, self._clock)
+        if self._store.closed:
+            raise PoolClosed(f"connection pool is closed: {self._name!r}")
+        deadline = Deadline(timeout or None, self._clock, self._clock())
         conn = self._keyed.get(key, lambda: self.lend(None, timeout), deadline)
         if conn is None:
             raise self._report.timed_out(deadline)
         return conn
 
-    def _wait(self, deadline: Deadline, patient: bool) -> Connection:
+    def _wait(self, deadline: Deadline) -> Connection:
         """Queue up until a connection is handed over."""
         if self._store.lost:
             self._upkeep.collect_lost()
-        waiter: Waiter[Connection] = Waiter(patient, borrower() if self._options.debug else None)
+        waiter: Waiter[Connection] = Waiter(
+            deadline.is_patient, borrower() if self._options.debug else None
+        )
         try:
             self._request(waiter)
             if self._has_workers and self._store.has_room():
@@ -152,11 +170,13 @@ class Desk:
         self._supply.close_all(self._store.settle())
         if self._has_workers:
             self._supply.grow()
+        else:
+            self._upkeep.warn_of_leaks_in_passing()
         if waiter.item is not None:
             return
         if self._store.closed:  # by a thread that was interrupted before it told
             raise PoolClosed(f"connection pool is closed: {self._name!r}")
-        if waiter.patient:
+        if waiter.patient or self._store.opening:
             return
         if self._store.has_room():
             _raise_if(self._supply.refusal(patient=False))
@@ -176,30 +196,38 @@ class Desk:
             self._supply.keep(conn)
         return 0.0
 
-    def _fault(self, conn: Connection, deadline: Deadline | None) -> Exception | None:
+    def _fault(self, conn: Connection, most: float | None) -> Exception | None:
         """Return why a connection may not be lent, None if it may.
 
-        ``deadline`` bounds the test, beside ``test_timeout``.
+        The test may take ``most`` seconds, if given, and at most ``test_timeout``.
         """
         record: Record = conn.pool_record
         try:
             marked, record.attention = record.attention, False  # before the reasons are read
             if record.retired or record.expires_at <= self._clock():
                 return _TooOldError("its time is over")
-            test = self._needs_test(record)
+            test = self._tests_always or self._needs_test(record)
             if not test and not marked and self._watched:
                 return None
-            seconds = self._options.test_timeout
-            if deadline is not None:
-                seconds = max(0.001, deadline.slice(seconds))
-            return self._care.fault(conn, test=test, seconds=seconds)
+            seconds = self._test_timeout
+            if most is not None and most < seconds:
+                seconds = max(0.001, most)
+            fault = self._care.fault(conn, test=test, seconds=seconds)
+            if fault is None and not record.uses:
+                self._prove(record, test)
+            return fault
         except BaseException:
             self._drop(conn)
             raise
 
-    def _reject(
-        self, conn: Connection, fault: Exception, deadline: Deadline, patient: bool
-    ) -> None:
+    def _prove(self, record: Record, test: bool) -> None:
+        """Note that a connection that was never lent before is good."""
+        if test:
+            self._supply.proved(record)
+        elif record.endpoint.doubtful:
+            record.attention = True  # its loan will tell
+
+    def _reject(self, conn: Connection, fault: Exception, deadline: Deadline) -> None:
         """Close a connection that may not be lent; raise if there is no sense in another one."""
         record: Record = conn.pool_record
         new = record.uses == 0 and record.born >= deadline.started
@@ -208,19 +236,19 @@ class Desk:
             self._counters.add("connections_lost")
             if new:
                 # The next one would fare no better: not at once, that is.
-                self._supply.disappointed(fault)
-                if not patient:
+                self._supply.disappointed(fault, record)
+                if not deadline.is_patient:
                     raise reissue(fault)
             else:
-                self._upkeep.suspect_all()
-        if patient and deadline.remaining() == 0:
+                self._upkeep.suspect_others(fault, record)
+        if deadline.is_patient and deadline.remaining() == 0:
             raise self._report.timed_out(deadline)
 
     def _needs_test(self, record: Record) -> bool:
         options = self._options
-        if not options.test_on_borrow:
+        if options.test_on_borrow is False:
             return False
-        if record.suspect or not options.test_idle_after:
+        if record.suspect or self._upkeep.notices_jump():
             return True
         return self._clock() - record.idle_since >= options.test_idle_after
 
@@ -243,12 +271,14 @@ class Desk:
         try:
             self._end_loan(record)
             worthy = not close and self._is_worth_keeping(record)
-            clean = worthy and self._care.tidy(conn, record)
+            fault = self._care.tidy(conn, record) if worthy else None
         except BaseException:
             record.uses += 1
             self._supply.discard(conn)
             raise
-        if clean:
+        if worthy and fault is None:
+            if not record.uses:
+                self._supply.proved(record)
             self._supply.close_all(self._store.give_back(conn, record))
         elif worthy:
             self._counters.add("returns_bad")
@@ -256,13 +286,14 @@ class Desk:
             lost = conn.closed != _CLOSED_BY_PROGRAM
             self._supply.discard_broken(conn)
             if lost:
-                self._upkeep.suspect_all()
+                self._upkeep.suspect_others(fault, record)
         else:
             record.uses += 1
             self._counters.add("connections_retired")
             at_once = close or self._store.closed or self._options.idle_timeout == 0
             self._supply.discard(conn, at_once=at_once)
         if not self._has_workers:
+            self._upkeep.warn_of_leaks_in_passing()
             self._upkeep.run_without_thread()
 
     def detach(self, conn: Connection, record: Record) -> None:
@@ -279,10 +310,12 @@ class Desk:
         loan, record.loan = record.loan, None
         if loan is None:
             return
+        loan.who = None  # a finished task must not be kept
         if self._options.debug:
             loan.returned = call_site()
             record.last_loan = loan
-        if loan.warned:
+        timeout = self._options.leak_timeout
+        if loan.warned or (timeout and self._clock() - loan.since >= timeout):
             logger.info(
                 "pool %r: a connection came back after %.1f s in use by thread %r",
                 self._name,

@@ -46,3 +46,5 @@ class PoolUnavailable(PoolError, psycopg2.OperationalError):
 
 class HostResolutionError(PoolError, psycopg2.OperationalError):
     """A host name could not be resolved."""
+
+    is_definite = False  # the answer was that there is no such name

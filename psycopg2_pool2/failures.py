@@ -7,11 +7,14 @@ another language is taken for one that may recover.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import enum
 import re
 
 import psycopg2
+
+from .errors import HostResolutionError
 
 
 class Verdict(enum.Enum):
@@ -21,6 +24,27 @@ class Verdict(enum.Enum):
     FULL = "the server has no room for more connections"
     REFUSED = "the server answered, or its machine did"
     SILENT = "nobody answered"
+    ROLE = "the server is not in the role that is wanted"
+
+
+class SilenceError(psycopg2.OperationalError):
+    """The server did not answer within the time that a test or a clean-up may take."""
+
+    pool_verdict = Verdict.SILENT
+    since: float  # by the monotonic clock
+
+
+def silence(since: float, seconds: float) -> SilenceError:
+    """Return the error for a server that was given so many seconds."""
+    error = SilenceError(f"the server did not answer within {seconds:.2f} s")
+    error.since = since
+    return error
+
+
+class WrongRoleError(psycopg2.OperationalError):
+    """The server is not in the role any more that the pool is for."""
+
+    pool_verdict = Verdict.ROLE
 
 
 # Compiled at their first use.
@@ -39,19 +63,34 @@ _FULL = (
     r"too many clients already|remaining connection slots are reserved|too many connections for"
     r"|no more connections allowed"  # PgBouncer
 )
+# libpq's, for target_session_attrs.
+_ROLE = r"session is (not )?read-only|server is (not )?in hot standby mode"
 _SILENT = r"timeout expired|timed out|No route to host|Network is unreachable"
+_MEANINGS = (
+    (_ROLE, Verdict.ROLE),
+    (_FULL, Verdict.FULL),
+    (_FINAL, Verdict.FINAL),
+    (_SILENT, Verdict.SILENT),
+)
 
 
 def judge(error: BaseException) -> Verdict:
     """Tell what trying again can do about an error met while connecting."""
+    verdict = getattr(error, "pool_verdict", None)
+    if isinstance(verdict, Verdict):
+        return verdict
     if not isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError, OSError)):
         return Verdict.FINAL
+    if isinstance(error, HostResolutionError):
+        return Verdict.FINAL if error.is_definite else Verdict.SILENT
     text = str(error)
-    if re.search(_FULL, text):
-        return Verdict.FULL
-    if re.search(_FINAL, text):
-        return Verdict.FINAL
-    return Verdict.SILENT if re.search(_SILENT, text) else Verdict.REFUSED
+    return next((v for pattern, v in _MEANINGS if re.search(pattern, text)), Verdict.REFUSED)
+
+
+def transient(error: Exception) -> None:
+    """Mark an error of a user's callback as one that trying again may mend."""
+    with contextlib.suppress(AttributeError):  # of a class with slots
+        error.pool_verdict = Verdict.REFUSED  # type: ignore[attr-defined]
 
 
 def reissue(error: BaseException) -> BaseException:
@@ -65,21 +104,12 @@ def reissue(error: BaseException) -> BaseException:
     return twin.with_traceback(None)
 
 
-def censored(error: psycopg2.Error, secrets: list[str]) -> psycopg2.Error:
-    """Return the error without the given texts and without the newline libpq ends it with."""
-    text = str(error).strip()
-    for secret in secrets:
-        text = text.replace(secret, "***")
-    return type(error)(text)
-
-
-# Class 08 and shutdowns: the session is gone.  25006: the server takes no writes
-# any more, as after a failover.
-_LOST = r"08...|57P0[1-5]|25006"
+# Class 08 and shutdowns: the session is gone.
+_LOST = r"08...|57P0[1-5]"
 
 
 def says_lost(error: BaseException) -> bool:
-    """Tell whether a statement's error says that the server has gone or changed its role.
+    """Tell whether a statement's error says that the server has gone.
 
     After a server's farewell psycopg2 reports no SQLSTATE: then the closed
     connection tells.

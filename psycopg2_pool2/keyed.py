@@ -15,10 +15,11 @@ _LOOK_AGAIN = 0.5
 class _KeyedLoan:
     """What is borrowed under one key; the bell rings when that is known."""
 
-    __slots__ = ("bell", "record", "settled")
+    __slots__ = ("bell", "conn", "settled")
 
     def __init__(self) -> None:
-        self.record: Any = None  # weak, as all records are
+        # Held strongly, as psycopg2 does: a program may know it by its key alone.
+        self.conn: Any = None
         self.settled = False
         self.bell = Bell()
 
@@ -35,7 +36,8 @@ class KeyedLoans:
     tries.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, is_lent: Callable[[Any], bool]) -> None:
+        self._is_lent = is_lent  # whether the connection of a record still is in use
         self._lock = threading.RLock()
         self._loans: dict[Hashable, _KeyedLoan] = {}
 
@@ -59,15 +61,17 @@ class KeyedLoans:
             while not loan.bell.wait(deadline.slice(_LOOK_AGAIN), loan.is_settled):
                 if deadline.remaining() == 0:
                     return None
-            conn = loan.record() if loan.record is not None else None
+            conn = loan.conn
             if conn is not None and self._loans.get(key) is loan:
-                return conn
-            self._drop(key, loan)  # it failed, came back, or was collected
+                # Else the thread that returned it was interrupted.
+                if self._is_lent(conn.pool_record):
+                    return conn
+            self._drop(key, loan)  # it failed, or came back
 
     def end(self, record: Any) -> None:
         """Free the key of a connection that comes back."""
         loan = self._loans.get(record.key)
-        if loan is not None and loan.record is record:
+        if loan is not None and loan.conn is not None and loan.conn.pool_record is record:
             self._drop(record.key, loan)
         record.key = None
 
@@ -75,7 +79,7 @@ class KeyedLoans:
         conn = borrow()
         record = conn.pool_record
         record.key, record.attention = key, True  # so that end() is called
-        loan.record = record
+        loan.conn = conn
         return conn
 
     def _drop(self, key: Hashable, loan: _KeyedLoan) -> None:

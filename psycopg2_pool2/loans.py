@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from types import FrameType
 
 _OWN_FOLDER = os.path.dirname(__file__)
 _DEPTH = 8
@@ -23,16 +24,22 @@ def borrower() -> object:
     greenlet = sys.modules.get("greenlet")
     if greenlet is not None:
         return greenlet.getcurrent()
-    return threading.get_ident()
+    return threading.current_thread()  # its number is used again by another one
 
 
 def call_site() -> str:
-    """Return the innermost frames outside the pool, the last call last."""
-    import traceback  # for this alone
+    """Return the innermost frames outside the pool, the last call last.
 
-    frames = traceback.extract_stack(sys._getframe(1))
-    outside = [f for f in frames if os.path.dirname(f.filename) != _OWN_FOLDER][-_DEPTH:]
-    return "".join(traceback.format_list(outside)).rstrip()
+    Without the lines of source: they may hold a dsn with its password.
+    """
+    sites: list[str] = []
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and len(sites) < _DEPTH:
+        code = frame.f_code
+        if os.path.dirname(code.co_filename) != _OWN_FOLDER:
+            sites.append(f'  File "{code.co_filename}", line {frame.f_lineno}, in {code.co_name}')
+        frame = frame.f_back
+    return "\n".join(reversed(sites))
 
 
 class Loan:

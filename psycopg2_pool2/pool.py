@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import math
 import os
+import sys
 import time
 import weakref
 from collections.abc import Callable, Hashable, Mapping
@@ -17,20 +18,24 @@ import psycopg2
 from psycopg2.extensions import STATUS_READY
 
 from . import checks
+from .balance import Balance
 from .blocks import LoanBlock, TransactionBlock
 from .breaker import CircuitBreaker
 from .care import Care
-from .connector import Connection, Connector, Reset, Test
+from .connection import Tracked
+from .connector import Connection, Connector, Reset, Test, cut_off
 from .desk import Desk
+from .endpoints import Endpoints
 from .errors import PoolClosed, PoolError
 from .failures import says_lost
 from .monitor import Monitor, get_monitor
 from .options import PoolOptions
 from .report import Report
+from .resolver import Resolver
 from .stats import Counters
 from .store import Record, Store
 from .supply import Supply
-from .timing import Clock, Deadline
+from .timing import Clock, ClockJumps, Deadline, wakeful_clock
 from .upkeep import Upkeep
 
 if TYPE_CHECKING:
@@ -118,6 +123,7 @@ class ConnectionPool:
     """
 
     _clock: Clock = staticmethod(time.monotonic)
+    _wakeful_clock: Clock = staticmethod(wakeful_clock)
 
     def __init__(
         self,
@@ -194,23 +200,38 @@ class ConnectionPool:
     def _build(self, minconn: int, maxconn: float) -> None:
         """Put the parts together; again in a forked child, which starts empty."""
         options, clock = self._options, self._clock
+        self._pid = os.getpid()
         monitor: Monitor | None = get_monitor() if options.num_workers else None
         counters = Counters()
         store: Store[Connection] = Store(minconn, maxconn, clock)
-        breaker = (options.breaker or CircuitBreaker()).copy()
+        endpoints = Endpoints(
+            self._connector.parameters,
+            Resolver(options.resolver),
+            options.address_timeout,
+            options.breaker or CircuitBreaker(),
+            options.num_workers or sys.maxsize,  # without workers each opens his own
+            monitor is not None,
+            clock,
+        )
         care = Care(self.name, self._connector, monitor, options.test_timeout, counters)
         supply = Supply(
             self.name,
             store,
             self._connector,
-            breaker,
+            care,
+            endpoints,
             monitor,
             options.num_workers,
+            options.test_timeout,
             counters,
             clock,
         )
-        upkeep = Upkeep(self.name, options, store, care, supply, monitor, counters, clock)
-        supply.introduce_to(upkeep.welcome)
+        jumps = ClockJumps(clock, self._wakeful_clock)
+        balance = Balance(self.name, store, supply, care, endpoints, counters)
+        upkeep = Upkeep(
+            self.name, options, store, care, supply, balance, monitor, counters, clock, jumps
+        )
+        supply.introduce_to(upkeep.welcome, upkeep.balance_soon)
         report = Report(self.name, store, supply, counters, options.debug, clock)
         self._desk = Desk(self.name, options, store, care, supply, upkeep, report, counters, clock)
         self._monitor, self._counters, self._store = monitor, counters, store
@@ -277,6 +298,8 @@ class ConnectionPool:
         return self._getconn(conn, key, timeout)
 
     def _getconn(self, conn: Connection | None, key: Hashable | None, timeout: Any) -> Connection:
+        if self._notice_fork():
+            conn = None
         if not self._started:
             self._start()
         if timeout is _POOL_DEFAULT:
@@ -314,7 +337,8 @@ class ConnectionPool:
             or conn.get_transaction_status()
             or conn.status != STATUS_READY
         ):
-            self._desk.take_back(conn, record, close)
+            if not self._notice_fork():
+                self._desk.take_back(conn, record, close)
         else:
             leftovers = self._give_back(conn, record)
             if leftovers:
@@ -347,6 +371,8 @@ class ConnectionPool:
         self._counters.add("usage_ms", (self._clock() - since) * 1000)
         if record in self._store.lent and record.uses == uses:
             lost = error is not None and says_lost(error)
+            if error is not None:
+                record.attention = True  # to be looked at: the server may have lost its role
             self.putconn(conn, close=lost)
             if lost:
                 self._upkeep.suspect_all()
@@ -385,23 +411,29 @@ class ConnectionPool:
         Keeps ``minconn``.  Safe to call from any thread; a pool without workers
         also replaces here what is too old or missing.
         """
+        self._notice_fork()
         self._upkeep.collect_lost()
         reaped = self._upkeep.reap()
         if self._monitor is None:
             self._upkeep.rotate()
+            self._upkeep.balance()
+            self._upkeep.warn_of_leaks()
             with contextlib.suppress(psycopg2.Error):
-                self._open_missing()
+                while self._open_missing():
+                    pass
         return reaped
 
     def check(self) -> int:
         """Test every idle connection now, and discard the bad; return how many."""
+        self._notice_fork()
         bad = self._upkeep.check()
         self._supply.grow()
         return bad
 
     def wait(self, timeout: float = 30) -> None:
         """Block until ``minconn`` are open, or raise :class:`PoolTimeout` after so many seconds."""
-        deadline = Deadline(checks.seconds("timeout", timeout), self._clock)
+        self._notice_fork()
+        deadline = Deadline(checks.seconds("timeout", timeout), self._clock, self._clock())
         while not self._is_warm():
             if self._store.closed:
                 raise PoolClosed(f"connection pool is closed: {self.name!r}")
@@ -409,25 +441,28 @@ class ConnectionPool:
                 raise self._report.timed_out(deadline)
             if self._monitor is None:
                 with contextlib.suppress(psycopg2.Error):  # told if time runs out
-                    self._open_missing()
+                    while self._open_missing():
+                        pass
             self._supply.grow()
             self._supply.opened.wait(deadline.slice(_LOOK_AGAIN), self._is_warm)
 
     def resize(self, minconn: int, maxconn: float) -> None:
         """Set both limits; grows in the background, shrinks as connections come back."""
+        self._notice_fork()
         self._supply.close_all(self._store.resize(*checks.sizes(minconn, maxconn)))
         self._supply.grow()
 
     def discard_all_idle(self) -> None:
         """Close all idle connections, whatever ``minconn`` says; they are replaced as needed."""
+        self._notice_fork()
         self._supply.close_all(self._store.withdraw_all())
 
     clear = discard_all_idle
 
     def drain(self) -> None:
         """Replace every connection: the idle ones now, those in use when they come back."""
-        for record in self._store.all_records():
-            record.retired = record.attention = True
+        self._notice_fork()
+        self._supply.drain()
         self.discard_all_idle()
 
     def shutdown(self, timeout: float | None = None) -> None:
@@ -438,6 +473,7 @@ class ConnectionPool:
         back; ``timeout`` waits for them, at most so many seconds.
         """
         checks.seconds("timeout", timeout, optional=True)
+        self._notice_fork()
         leftovers = self._store.close()
         self._upkeep.stop()
         self._supply.stop()
@@ -446,7 +482,7 @@ class ConnectionPool:
         if self._monitor is not None:
             self._monitor.dismiss(self)
         if timeout is not None:
-            deadline = Deadline(timeout, self._clock)
+            deadline = Deadline(timeout, self._clock, self._clock())
             while self._store.size and deadline.remaining():
                 self._supply.emptied.wait(deadline.slice(_LOOK_AGAIN), self._is_empty)
                 self._upkeep.collect_lost()
@@ -548,22 +584,25 @@ class ConnectionPool:
         """Return how many are in use and how many are idle."""
         from .snapshots import PoolStats  # see there
 
+        self._notice_fork()
         self._upkeep.collect_lost()
         return PoolStats(len(self._store.lent), len(self._store.idle))
 
     def get_stats(self) -> dict[str, Any]:
         """Return gauges and counters under psycopg_pool's names, and this pool's own after them."""
+        self._notice_fork()
         self._upkeep.collect_lost()
         return self._report.figures()
 
     def pop_stats(self) -> dict[str, Any]:
         """Return :meth:`get_stats` with the counters as they grew since the last such call."""
+        self._notice_fork()
         self._upkeep.collect_lost()
         return self._report.pop_figures()
 
     def endpoints(self) -> list[EndpointStats]:
         """Return what is known of the places that the pool connects to."""
-        return [self._supply.endpoint()]
+        return self._supply.endpoints()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._report.describe()}>"
@@ -574,28 +613,42 @@ class ConnectionPool:
         """Open one connection in this thread if fewer than ``minconn`` are; tell whether it did."""
         if not self._store.missing:
             return False
-        permit = self._store.take_permit(math.inf)
+        limit, _ = self._supply.allowance()
+        permit = self._store.take_permit(limit)
         if permit is None:
             return False
         self._supply.keep(self._supply.open(permit))
         return True
 
+    def _notice_fork(self) -> bool:
+        """Start anew in a child of a fork that Python was not told of; tell whether it is one.
+
+        Not asked where an idle connection is lent or taken back without a test:
+        there it would cost a fifth of the whole.
+        """
+        if os.getpid() == self._pid:
+            return False
+        self._after_fork_in_child()
+        return True
+
     def _after_fork_in_child(self) -> None:
-        """Start empty: the parent's sessions are neither used nor closed."""
+        """Start empty: the parent's sessions are neither used nor closed.
+
+        What is done in this process with a connection that it inherited while
+        in use, by the program or by psycopg2, ends at a dead socket.
+        """
         inherited = self._store
         closed = inherited.closed
-        for conn in list(inherited.idle):
+        for conn in [*inherited.idle, *(record() for record in inherited.lent.copy())]:
             with contextlib.suppress(Exception):
-                os.close(conn.fileno())  # this process's copy only
+                cut_off(conn.fileno())
         self._build(inherited.minconn, inherited.maxconn)
         if closed:
             self._store.close()
 
 
 def _is_inherited(conn: Any) -> bool:
-    """Tell whether the connection belongs to a process of which this is a forked child."""
-    record = getattr(conn, "pool_record", None)
-    return isinstance(record, Record) and record.pid != os.getpid()
+    return isinstance(conn, Tracked) and conn.is_inherited()
 
 
 def _close_all_pools() -> None:

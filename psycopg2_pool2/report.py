@@ -54,7 +54,7 @@ class Report:
     def timed_out(self, deadline: Deadline) -> PoolTimeout:
         """Return the error for a borrower whose time is over; its cause is the last failure."""
         cause = self._supply.last_error
-        because = "" if cause is None else f"; the last error: {cause}"
+        because = "" if cause is None else f"; the last error: {self._supply.tell(cause)}"
         error = PoolTimeout(
             f"no connection within {deadline.elapsed():.2f} s: {self.explain()}{because}"
         )

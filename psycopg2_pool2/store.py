@@ -66,7 +66,6 @@ any section of the same thread.
 from __future__ import annotations
 
 import math
-import os
 import threading
 import weakref
 from collections import OrderedDict, deque
@@ -95,7 +94,6 @@ class Record(weakref.ref[Any]):
         "key",  # the borrower's, in psycopg2's manner
         "last_loan",  # the one before, in debug mode
         "loan",  # who borrowed it and where, when that is recorded
-        "pid",  # the process that opened it
         "retired",  # close it rather than lend it again
         "suspect",  # test it before it is lent again
         "uses",
@@ -110,7 +108,6 @@ class Record(weakref.ref[Any]):
     key: Any
     last_loan: Any
     loan: Any
-    pid: int
     retired: bool
     suspect: bool
     uses: int
@@ -126,7 +123,6 @@ class Record(weakref.ref[Any]):
         self.born = self.idle_since = now
         self.endpoint = self.key = self.loan = self.last_loan = None
         self.expires_at = math.inf
-        self.pid = os.getpid()
         self.uses = 0
         hash(self)  # kept from now on: a dead referent could not be hashed
 
@@ -199,6 +195,7 @@ class Store(Generic[T]):
         "attention",
         "claim",
         "closed",
+        "floor",
         "gone_uses",
         "idle",
         "lent",
@@ -215,11 +212,12 @@ class Store(Generic[T]):
         self._lock = threading.RLock()
         self.minconn = minconn
         self.maxconn = maxconn
+        self.floor = minconn  # how many to keep open; an adaptive pool raises it
         # Written without the lock, by operations that are atomic by themselves.
         self.idle: deque[T] = deque()
         self.lent: set[Record] = set()
         self.lost: deque[Record] = deque()
-        self.low = 0  # fewest idle since it was last set to their number
+        self.low = 0  # fewest idle, of those that exist now, since it was last set to their number
         # Written under the lock, read without.
         self.attention = False  # waiters, closed, or more than maxconn
         self.closed = False
@@ -264,6 +262,7 @@ class Store(Generic[T]):
         if oldest:
             self.idle.appendleft(item)
         else:
+            self.low += 1  # a new one: nobody has needed it yet
             self._append(item)
         return self.settle() if self.attention else ()
 
@@ -348,7 +347,7 @@ class Store(Generic[T]):
         """Take the right to open one more, if one is wanted and there is room.
 
         At most ``limit`` permits are out at a time.  One is wanted for every
-        waiter, and for what is missing of ``minconn``; ``spare`` wants one in
+        waiter, and for what is missing of ``floor``; ``spare`` wants one in
         any case (for a replacement).
         """
         with self._lock:
@@ -359,7 +358,7 @@ class Store(Generic[T]):
             permit = Permit()
             self._permits.add(permit)
             opening = len(self._permits)
-            wanted = max(len(self.waiters), self.minconn - self._live_locked())
+            wanted = max(len(self.waiters), self.floor - self._live_locked())
             if (
                 opening > limit
                 or len(self.records) + opening > self.maxconn
@@ -395,9 +394,9 @@ class Store(Generic[T]):
                 self.idle.remove(item)
             except (ValueError, IndexError):  # lent, or the queue moved meanwhile
                 return False
-            if leaving:
+            if leaving:  # what is only tested is not needed by anybody
                 self._leaving.add(item.pool_record)
-            self.low = min(self.low, len(self.idle))
+                self.low = max(0, min(self.low - 1, len(self.idle)))
             return True
 
     def withdraw_all(self) -> list[T]:
@@ -409,10 +408,10 @@ class Store(Generic[T]):
         return taken
 
     def withdraw_surplus(self, item: T) -> bool:
-        """Take this connection out for closing, unless ``minconn`` would be undercut."""
+        """Take this connection out for closing, unless ``floor`` would be undercut."""
         with self._lock:
-            # Invariant: reaping never goes below minconn.
-            return self._live_locked() > self.minconn and self.withdraw(item, leaving=True)
+            # Invariant: reaping never goes below the floor.
+            return self._live_locked() > self.floor and self.withdraw(item, leaving=True)
 
     def has_room(self) -> bool:
         """Tell whether one more may be opened, as far as can be seen without the lock.
@@ -423,15 +422,16 @@ class Store(Generic[T]):
         return len(self.records) + len(self._permits) < self.maxconn
 
     def is_above_floor(self) -> bool:
-        """Tell whether one may be closed without undercutting ``minconn``."""
+        """Tell whether one may be closed without undercutting ``floor``."""
         with self._lock:
-            return self._live_locked() > self.minconn
+            return self._live_locked() > self.floor
 
     def condemn(self, record: Record) -> None:
-        """Note that a connection will be closed: it no longer counts for ``minconn``."""
+        """Note that a connection will be closed: it no longer counts for ``floor``."""
         with self._lock:
             if record in self.records:
                 self._leaving.add(record)
+            self.low = min(self.low, len(self.idle))
 
     def forget(self, record: Record) -> None:
         """Free the slot of a connection whose socket is closed; harmless when repeated."""
@@ -441,6 +441,21 @@ class Store(Generic[T]):
                 self.gone_uses += record.uses
             self._strike_out_locked(record)
             self._set_attention_locked()
+
+    def exchange(self, record: Record) -> Permit:
+        """Strike out what is closed and return the right to open another in its room.
+
+        So that nobody else gets it who wants one anywhere.
+        """
+        permit = Permit()
+        with self._lock:
+            # Invariant: the room is never free in between.
+            self._permits.add(permit)
+            if record in self.records:
+                self.gone_uses += record.uses
+            self._strike_out_locked(record)
+            self._set_attention_locked()
+        return permit
 
     def forget_item(self, item: T) -> None:
         """Like :meth:`forget`, for what may not have been admitted."""
@@ -472,7 +487,7 @@ class Store(Generic[T]):
     def resize(self, minconn: int, maxconn: float) -> list[T]:
         """Set the limits; return the idle connections that are too many now."""
         with self._lock:
-            self.minconn, self.maxconn = minconn, maxconn
+            self.minconn, self.maxconn, self.floor = minconn, maxconn, minconn
             self._set_attention_locked()
         return self.settle()
 
@@ -502,9 +517,9 @@ class Store(Generic[T]):
 
     @property
     def missing(self) -> int:
-        """How many connections have to be opened to have ``minconn``."""
+        """How many connections have to be opened to have ``floor``."""
         with self._lock:
-            return max(0, self.minconn - self._live_locked())
+            return max(0, self.floor - self._live_locked())
 
     def requests(self) -> int:
         """Return how many borrows there have been; exact when nobody is borrowing."""

@@ -1,30 +1,36 @@
-"""Open what is wanted and close what is not, with as much zeal as the server bears.
+"""Open what is wanted and close what is not, with as much zeal as the servers bear.
 
 Every connection is opened under a permit of the store and struck out of its
 books only when its socket is closed.  While opening fails there is one attempt
-in flight, whoever waits; the circuit breaker spaces the attempts; after the
-first success 1, 2, 4, ... run at once, up to ``num_workers``.
+in flight for an endpoint, whoever waits; its circuit breaker spaces them; after
+the first success 1, 2, 4, ... run at once, up to ``num_workers``.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
+import math
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import psycopg2
+
 from .bell import Bell
-from .breaker import CircuitBreaker
+from .breaker import Attempt
+from .care import Care
 from .connector import Connection, Connector
+from .endpoints import Choice, Endpoint, Endpoints
 from .errors import PoolUnavailable
 from .failures import Verdict, judge, reissue
 from .monitor import Monitor, Timer
 from .stats import Counters
 from .store import Permit, Record, Store
-from .timing import Clock, jitter
+from .timing import Clock
 
 if TYPE_CHECKING:
     from .snapshots import EndpointStats
@@ -35,8 +41,20 @@ REMEMBERED = 0.25
 """Seconds that a final error is told to newcomers instead of being asked for again."""
 LONGEST_FINAL_PAUSE = 60.0
 """Seconds between attempts that nobody waits for, when the last error was final."""
-FULL_PAUSE = 1.0
-"""Seconds without growth after the server said that it has no more room."""
+LOOKUP_TIMEOUT = 5.0
+"""Seconds that looking a name up may take, and half of what a borrower has left."""
+LONG_ENOUGH = 30.0
+"""Seconds between two outages that are logged as a warning; a server may come and go."""
+SHORT_LOOKUP = 1.0
+"""Seconds that it may take if there are endpoints to try already."""
+FIRST_TRY = 2.0
+"""Seconds that an attempt may take while there are other endpoints to try."""
+NEXT_TRY = 1.0
+"""The same for an endpoint whose last attempt failed."""
+
+
+class _NotNowError(psycopg2.OperationalError):
+    """Between the permit and the attempt the last breaker opened: nothing was tried."""
 
 
 class Supply:
@@ -51,38 +69,48 @@ class Supply:
         name: str,
         store: Store[Connection],
         connector: Connector,
-        breaker: CircuitBreaker,
+        care: Care,
+        endpoints: Endpoints,
         monitor: Monitor | None,
         num_workers: int,
+        test_timeout: float,
         counters: Counters,
         clock: Clock,
     ) -> None:
         self.name = name
         self._store = store
         self._connector = connector
+        self.tell = connector.tell
+        self._care = care
+        self._endpoints = endpoints
         self._monitor = monitor
         self._most_at_once = num_workers or sys.maxsize  # without workers each opens his own
+        self._test_timeout = test_timeout
         self._counters = counters
         self._clock = clock
         self._welcome: weakref.WeakMethod[Callable[[Connection, Record], None]] | None = None
+        self._worry: weakref.WeakMethod[Callable[[], None]] | None = None
         self.opened = Bell()  # rung whenever one has been opened and kept
         self.emptied = Bell()  # rung when nothing is open any more
         self._lock = threading.RLock()  # guards what follows
-        self._breaker = breaker
-        self._at_once = self._most_at_once
         self._last_error: BaseException | None = None
         self._final_error: BaseException | None = None
         self._final_since = 0.0
         self._final_pause = REMEMBERED
-        self._full_until = 0.0
         self._down_since: float | None = None
         self._failed_attempts = 0
-        self._connect_seconds: float | None = None
+        self._warned = False
+        self._silent_until = -math.inf
         self._retry: Timer | None = None
+        self._drains = 0
+        self._replacing: set[Record] = set()
 
-    def introduce_to(self, welcome: Callable[[Connection, Record], None]) -> None:
-        """Call a method, held weakly, with each new connection."""
+    def introduce_to(
+        self, welcome: Callable[[Connection, Record], None], worry: Callable[[], None]
+    ) -> None:
+        """Call one method with each new connection, and one when an attempt fails; held weakly."""
         self._welcome = weakref.WeakMethod(welcome)
+        self._worry = weakref.WeakMethod(worry)
 
     def _introduce(self, conn: Connection, record: Record) -> None:
         welcome = None if self._welcome is None else self._welcome()
@@ -99,7 +127,7 @@ class Supply:
         """Whether there are threads of ours to open and close connections."""
         return self._monitor is not None
 
-    # -- opening -----------------------------------------------------------
+    # -- how many ----------------------------------------------------------
 
     def grow(self) -> None:
         """Have opened what is wanted; from any thread, never blocks."""
@@ -114,43 +142,74 @@ class Supply:
             if permit is None:
                 break
             self._monitor.submit(functools.partial(self._open_and_keep, permit))
-        if not limit and (self._store.waiters or self._store.missing):
+        # With a limit of more than none: those that may be tried later.
+        wanted = len(self._store.waiters) > self._store.opening or self._store.missing
+        if wanted and pause < math.inf:
             self._retry_in(pause)
 
     def allowance(self) -> tuple[int, float]:
-        """Return how many may be opened at once now, and if none, in how many seconds to ask."""
+        """Return how many may be opened at once now, and in how many seconds more may be."""
+        outlook = self._endpoints.outlook()
+        rest = self._final_rest()
+        if rest or not outlook.limit:
+            return 0, rest if outlook.limit else max(outlook.pause, rest)
+        return min(outlook.limit, self._most_at_once), outlook.pause
+
+    def _final_rest(self) -> float:
         with self._lock:
             now = self._clock()
-            pause = max(self._breaker.wait(now), self._full_until - now)
-            if self._final_error is not None and now < self._final_since + REMEMBERED:
-                pause = max(pause, self._final_since + self._final_pause - now)
-            if pause > 0:
-                return 0, pause
-            return 1 if self._breaker.failing else self._at_once, 0.0
+            if self._final_error is None or now >= self._final_since + REMEMBERED:
+                return 0.0
+            return self._final_since + self._final_pause - now
 
-    def open(self, permit: Permit, seconds: float | None = None) -> Connection:
+    def _retry_in(self, seconds: float) -> None:
+        assert self._monitor is not None
+        with self._lock:
+            at = self._clock() + seconds
+            if self._retry is not None and self._clock() < self._retry.when <= at:
+                return
+            self._retry = self._monitor.call_later(seconds, self.grow)
+
+    # -- opening -----------------------------------------------------------
+
+    def open(
+        self, permit: Permit, seconds: float | None = None, at: Endpoint | None = None
+    ) -> Connection:
         """Open one connection in the pool's books, in hand of the caller.
 
+        At the endpoint that has most need of one, or ``at`` that and no other.
         Takes at most about ``seconds``.  An error is told to those who wait for
         it before it is raised.
         """
-        started = self._clock()
-        with self._lock:
-            self._breaker.begin()
         self._counters.add("connections_num")
+        started = self._clock()
+        drains = self._drains
         conn = None
         try:
-            conn = self._connector.open(seconds)
+            if at is None:
+                conn, endpoint = self._connect(seconds)
+            else:
+                attempt = self._endpoints.begin_at(at)
+                role = self._endpoints.role_to_ask(at)
+                conn, endpoint = self._attempt(attempt, seconds, role)
             record = self._store.admit(permit, conn)
+            record.endpoint = endpoint
+            if drains != self._drains:  # it is of the old kind
+                record.retired = record.attention = True
             self._introduce(conn, record)
         except BaseException as error:
             if conn is not None:
                 self._connector.close(conn)
                 self._store.forget_item(conn)
             self._store.drop_permit(permit)
-            self._failed(error)
+            if not isinstance(error, _NotNowError):
+                self._failed(error, others_serve=at is not None)
             raise
-        self._succeeded(self._clock() - started)
+        self._counters.add("connections_ms", (self._clock() - started) * 1000)
+        if endpoint.doubtful:
+            record.attention = True  # so that its first loan proves something
+        else:
+            self._succeeded()
         return conn
 
     def keep(self, conn: Connection) -> None:
@@ -167,117 +226,221 @@ class Supply:
             self.keep(conn)
         self.grow()
 
-    def _retry_in(self, seconds: float) -> None:
-        assert self._monitor is not None
-        with self._lock:
-            at = self._clock() + seconds
-            if self._retry is not None and self._clock() < self._retry.when <= at:
-                return
-            self._retry = self._monitor.call_later(seconds, self.grow)
+    def _connect(self, seconds: float | None) -> tuple[Connection, Endpoint]:
+        """Try one endpoint after the other, as libpq tries its addresses."""
+        until = None if seconds is None else self._clock() + seconds
+        self._look_names_up(seconds)
+        tried: dict[Choice, BaseException] = {}
+        while (attempt := self._endpoints.begin(tried, self.load())) is not None:
+            role = self._endpoints.role_to_ask(attempt.endpoint)
+            choice = attempt.endpoint, role
+            left = None if until is None else max(0.0, until - self._clock())
+            others = self._endpoints.count_others([*tried, choice])
+            if others:
+                most = NEXT_TRY if attempt.endpoint.breaker.failing else FIRST_TRY
+                # libpq counts in whole seconds: rounded down, the last one has some left.
+                left = most if left is None else min(most, float(int(left / (others + 1))))
+            try:
+                found = self._attempt(attempt, left, role)
+            except Exception as error:
+                # libpq does not go on either when a server answers with one.
+                if judge(error) is Verdict.FINAL:
+                    raise
+                # Without its traceback, whose frames refer to this dictionary.
+                tried[choice] = reissue(error)
+                if until is not None and self._clock() >= until:
+                    break
+            else:
+                self._tell_of(tried)
+                return found
+        if not tried:
+            raise _NotNowError
+        raise _joined(list(tried.values()))
+
+    def lookup_failed(self, error: BaseException) -> None:
+        """Note that a name could not be looked up and there is nowhere to connect to."""
+        self._failed(error)
+
+    def _look_names_up(self, seconds: float | None) -> None:
+        """Look up what there is no way without; the rest is done in the background, if any."""
+        most = LOOKUP_TIMEOUT if seconds is None else min(LOOKUP_TIMEOUT, seconds / 2)
+        if not self._endpoints.current():
+            self._endpoints.refresh(most, unknown=True)
+        elif not self.has_workers:
+            self._endpoints.refresh(min(most, SHORT_LOOKUP))
+
+    def _tell_of(self, tried: dict[Choice, BaseException]) -> None:
+        failed = {endpoint: error for (endpoint, _), error in tried.items()}
+        for endpoint in self._endpoints.failures_to_report(failed):
+            logger.warning(
+                "pool %r: cannot connect to %s, others serve: %s",
+                self.name,
+                endpoint,
+                self.tell(failed[endpoint]),
+            )
+
+    def _attempt(
+        self, attempt: Attempt, seconds: float | None, role: str | None
+    ) -> tuple[Connection, Endpoint]:
+        """Make an attempt that has begun."""
+        try:
+            return self._connect_to(attempt, seconds, role)
+        finally:
+            # If its outcome could not be noted: somebody may keep the exception,
+            # and with it the frames that hold the attempt.
+            self._endpoints.end(attempt)
+
+    def _connect_to(
+        self, attempt: Attempt, seconds: float | None, role: str | None
+    ) -> tuple[Connection, Endpoint]:
+        started = self._clock()
+        endpoint: Endpoint = attempt.endpoint
+        keywords = endpoint.keywords
+        if role is not None and keywords:
+            keywords = {**keywords, "target_session_attrs": role}
+        try:
+            conn = self._open_prepared(keywords, seconds)
+        except BaseException as error:
+            self._endpoints.failed(attempt, error, self._judge(error))
+            worry = None if self._worry is None else self._worry()
+            if worry is not None:
+                worry()
+            raise
+        if role != "any":
+            self._endpoints.in_role(endpoint, True)
+        self._recovered(endpoint, self._endpoints.succeeded(attempt, self._clock() - started))
+        return conn, endpoint
+
+    def _open_prepared(self, keywords: Mapping[str, Any], seconds: float | None) -> Connection:
+        conn = self._connector.open(keywords, seconds)
+        try:
+            self._care.prepare(conn)
+        except BaseException:
+            self._connector.close(conn)
+            raise
+        return conn
+
+    def _recovered(self, endpoint: Endpoint, reported: bool) -> None:
+        if reported:
+            logger.info("pool %r: connected again to %s", self.name, endpoint)
+
+    def _judge(self, error: BaseException) -> Verdict:
+        if not isinstance(error, Exception) and not self.has_workers:
+            return Verdict.FINAL  # this borrower was interrupted; the server is not to blame
+        verdict = judge(error)
+        if verdict is Verdict.FULL and not self._store.all_records():
+            return Verdict.REFUSED  # nothing of ours can come back
+        return verdict
+
+    def load(self) -> Counter[Endpoint]:
+        """Return how many connections each endpoint has, but for those that are to go."""
+        records = self._store.all_records()
+        return Counter(r.endpoint for r in records if r.endpoint is not None and not r.retired)
 
     # -- outcomes ----------------------------------------------------------
 
-    def _succeeded(self, seconds: float) -> None:
-        self._counters.add("connections_ms", seconds * 1000)
+    def _succeeded(self) -> None:
         with self._lock:
-            self._at_once = min(self._most_at_once, self._at_once * 2)
-            self._breaker.succeed()
-            self._connect_seconds = seconds
             self._last_error = self._final_error = None
             self._final_pause = REMEMBERED
-            self._full_until = 0.0
             down_since, self._down_since = self._down_since, None
             attempts, self._failed_attempts = self._failed_attempts, 0
         if down_since is not None:
-            logger.info(
+            logger.log(
+                logging.INFO if self._warned else logging.DEBUG,
                 "pool %r: connected again after %.1f s and %d failed attempts",
                 self.name,
                 self._clock() - down_since,
                 attempts,
             )
 
-    def _failed(self, error: BaseException) -> None:
-        self._counters.add("connections_errors")
-        if not isinstance(error, Exception) and not self.has_workers:
-            # This borrower was interrupted; the server is not to blame.
-            with self._lock:
-                self._breaker.abandon()
-            return
+    def _failed(self, error: BaseException, *, others_serve: bool = False) -> None:
+        asked_for_role = others_serve and judge(error) is Verdict.ROLE
+        if not asked_for_role:
+            self._counters.add("connections_errors")
+        if others_serve or (not isinstance(error, Exception) and not self.has_workers):
+            return  # not the end of the search, or this borrower was interrupted
         kept = reissue(error)
-        verdict = judge(error)
-        if verdict is Verdict.FULL and not self._store.size:
-            verdict = Verdict.REFUSED  # nothing of ours can come back
+        is_final = judge(error) is Verdict.FINAL
         with self._lock:
             now = self._clock()
             self._last_error = kept
-            self._at_once = 1
-            if verdict is Verdict.FINAL:
-                self._breaker.abandon()
+            if is_final:
                 if self._final_error is not None:
                     self._final_pause = min(self._final_pause * 2, LONGEST_FINAL_PAUSE)
                 self._final_error, self._final_since = kept, now
-            elif verdict is Verdict.FULL:
-                self._breaker.abandon()
-                self._full_until = now + jitter(FULL_PAUSE, 0.2)
-            else:
-                self._breaker.fail(now, prompt=verdict is Verdict.REFUSED)
             self._failed_attempts += 1
             first, self._down_since = self._down_since is None, self._down_since or now
-        level = logging.WARNING if first else logging.DEBUG
-        logger.log(level, "pool %r: cannot connect: %s", self.name, kept)
-        self._store.fail_waiters(lambda: reissue(kept), patient=verdict is Verdict.FINAL)
+            self._warned = self._warned if not first else now >= self._silent_until
+            if first and self._warned:
+                self._silent_until = now + LONG_ENOUGH
+        level = logging.WARNING if first and self._warned else logging.DEBUG
+        logger.log(level, "pool %r: cannot connect: %s", self.name, self.tell(kept))
+        self._store.fail_waiters(lambda: reissue(kept), patient=is_final)
 
-    def disappointed(self, error: BaseException) -> None:
+    def disappointed(self, error: BaseException, record: Record) -> None:
         """Note that a new connection failed its first test: as if it had not been opened."""
-        with self._lock:
-            self._breaker.begin()
+        self._endpoints.disappointed(record.endpoint, error, self._judge(error))
         self._failed(error)
+
+    def proved(self, record: Record) -> None:
+        """Note that a connection has passed a test, or a loan."""
+        if record.endpoint.doubtful:
+            self._recovered(record.endpoint, self._endpoints.proved(record.endpoint))
+            self._succeeded()
 
     @property
     def last_error(self) -> BaseException | None:
-        """The error of the last attempt, if it failed."""
-        return self._last_error
+        """The error of the last attempt, if it failed; or why there is none yet."""
+        return self._last_error or self._endpoints.unanswered()
 
     def refusal(self, patient: bool) -> BaseException | None:
         """Return what to raise to a borrower whom nothing idle can serve, if anything."""
         with self._lock:
-            now = self._clock()
             final, last = self._final_error, self._last_error
-            if final is not None and now < self._final_since + REMEMBERED:
+            if final is not None and self._clock() < self._final_since + REMEMBERED:
                 return reissue(final)
-            if patient or last is None:
-                return None
-            if self._full_until > now:
-                return reissue(last)
-            if self._breaker.state() == "closed":
-                return None
-            pause = self._breaker.wait(now)
-            if not pause and self._breaker.state() == "open":
-                return None  # this borrower's attempt is the probe
+        if patient or last is None:
+            return None
+        outlook = self._endpoints.outlook()
+        if outlook.is_full:
+            return reissue(last)
+        if not outlook.is_hopeless:
+            return None  # this borrower's attempt may be a probe
+        if not outlook.is_failing:
+            return reissue(last)
+        if self._store.lent:
+            return reissue(last)  # it is growth that fails, and what is lent will serve
+        due = (
+            "an attempt is under way"
+            if outlook.pause == math.inf
+            else f"the next attempt is due in {outlook.pause:.2f} s"
+        )
+        told = self.tell(last)
         refusal = PoolUnavailable(
-            f"pool {self.name!r}: the server is unavailable,"
-            f" the next attempt is due in {pause:.2f} s; the last error: {last}"
+            f"pool {self.name!r}: the server is unavailable, {due}; the last error: {told}"
         )
         refusal.__cause__ = reissue(last)
         return refusal
 
-    def endpoint(self) -> EndpointStats:
-        """Return what is known of the place that the pool connects to."""
+    def endpoints(self) -> list[EndpointStats]:
+        """Return what is known of the places that the pool connects to."""
         from .snapshots import EndpointStats  # see there
 
-        parameters = self._connector.parameters
-        port = parameters.get("port")
-        with self._lock:
-            return EndpointStats(
-                host=parameters.get("host"),
-                address=parameters.get("hostaddr"),
-                port=int(port) if port is not None and str(port).isdigit() else None,
-                state=self._breaker.state(),
-                connections=len(self._store.all_records()),
-                failures=self._breaker.failures,
-                last_error=None if self._last_error is None else str(self._last_error),
-                connect_seconds=self._connect_seconds,
+        load = self.load()
+        return [
+            EndpointStats(
+                host=e.host,
+                address=e.address,
+                port=e.port,
+                state=e.breaker.state(),
+                connections=load[e],
+                failures=e.breaker.failures,
+                last_error=None if e.last_error is None else self.tell(e.last_error),
+                connect_seconds=e.connect_seconds,
             )
+            for e in self._endpoints.current()
+        ]
 
     # -- closing -----------------------------------------------------------
 
@@ -290,15 +453,81 @@ class Supply:
             self._monitor.submit(functools.partial(self._close, conn, self._connector.close))
 
     def discard_broken(self, conn: Connection) -> None:
-        """Like :meth:`discard`, for one that is lost or in the middle of something."""
+        """Like :meth:`discard`, for one that is lost or in the middle of something.
+
+        That is cancelled first, by a worker, within ``test_timeout``.
+        """
         if not self._connector.is_busy(conn):
             self.discard(conn, at_once=True)
             return
         self._store.condemn(conn.pool_record)
         if self._monitor is None:
-            self._close(conn, self._connector.abort)
+            self._close(conn, self._abort)
         else:
-            self._monitor.submit(functools.partial(self._close, conn, self._connector.abort))
+            self._monitor.submit(functools.partial(self._close, conn, self._abort))
+
+    def _abort(self, conn: Connection) -> None:
+        self._connector.abort(conn, self._test_timeout)
+
+    def replace(self, record: Record) -> bool:
+        """Retire a connection, after its replacement is open if there is room for that.
+
+        It stays while no other can be had; returns whether it was retired.
+        """
+        conn = record()
+        with self._lock:
+            if conn is None or record in self._replacing:
+                return True  # of several threads one does it
+            self._replacing.add(record)
+        try:
+            if not self._open_replacement(record):
+                return False
+            record.retired = record.attention = True
+            if self._store.withdraw(conn, leaving=True):
+                self._counters.add("connections_retired")
+                self.discard(conn, at_once=True)
+            return True
+        finally:
+            with self._lock:
+                self._replacing.discard(record)
+
+    def _open_replacement(self, record: Record) -> bool:
+        if self._store.closed or (record in self._store.lent and self._store.idle):
+            return True  # nobody will miss it
+        limit, _ = self.allowance()
+        if not limit:
+            return False
+        permit = self._store.take_permit(limit, spare=True)
+        if permit is None:
+            return not self._store.has_room()  # it has to make some
+        try:
+            self.keep(self.open(permit))
+        except Exception:
+            return False  # logged
+        return True
+
+    def move(self, conn: Connection, to: Endpoint) -> bool:
+        """Close a connection in the caller's hands and open one there in its room."""
+        self._store.condemn(conn.pool_record)
+        try:
+            self.unwatch(conn)
+        finally:
+            self._connector.close(conn)
+        permit = self._store.exchange(conn.pool_record)
+        try:
+            self.keep(self.open(permit, at=to))
+        except Exception:  # noted on the endpoint
+            return False
+        else:
+            return True
+        finally:
+            self.grow()
+
+    def drain(self) -> None:
+        """Have every connection closed when it comes back, those that are being opened too."""
+        self._drains += 1
+        for record in self._store.all_records():
+            record.retired = record.attention = True
 
     def close_all(self, conns: Iterable[Connection]) -> None:
         """Close connections that the store gave out for closing."""
@@ -329,3 +558,10 @@ class Supply:
         with self._lock:
             if self._retry is not None:
                 self._retry.cancel()
+
+
+def _joined(errors: list[BaseException]) -> BaseException:
+    """Return one error that tells all of them, one place a line."""
+    if len(errors) == 1:
+        return errors[0]
+    return psycopg2.OperationalError("\n".join(str(error) for error in errors))

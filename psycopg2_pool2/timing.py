@@ -1,7 +1,9 @@
-"""Clock, deadline, jitter and back-off: pure, no threads."""
+"""Clock, deadline and jitter: pure, no threads."""
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable
 
 Clock = Callable[[], float]
@@ -11,15 +13,17 @@ Clock = Callable[[], float]
 class Deadline:
     """One absolute moment that every phase of an operation shares.
 
-    ``timeout`` is in seconds from now; None means never.
+    ``timeout`` is in seconds from ``started``, a reading of the clock; None
+    means never.  One of zero is already over: who has it is not patient.
     """
 
-    __slots__ = ("_at", "_clock", "started")
+    __slots__ = ("_at", "_clock", "is_patient", "started")
 
-    def __init__(self, timeout: float | None, clock: Clock) -> None:
+    def __init__(self, timeout: float | None, clock: Clock, started: float) -> None:
         self._clock = clock
-        self.started = clock()
-        self._at = None if timeout is None else self.started + timeout
+        self.started = started
+        self.is_patient = timeout != 0
+        self._at = None if timeout is None else started + timeout
 
     def remaining(self) -> float | None:
         """Return the seconds that are left, 0.0 when it has passed, None for ever."""
@@ -37,8 +41,49 @@ class Deadline:
         return longest if left is None else min(left, longest)
 
 
+_BOOTTIME = getattr(time, "CLOCK_BOOTTIME", None)
+JUMP = 1.0
+"""Seconds by which one clock may overtake the other before it counts."""
+
+
+def wakeful_clock() -> float:
+    """Return seconds of a clock that goes on while the machine is suspended.
+
+    ``CLOCK_BOOTTIME`` on Linux; elsewhere the time of day, which may jump for
+    other reasons too: that costs a few tests.
+    """
+    return time.time() if _BOOTTIME is None else time.clock_gettime(_BOOTTIME)
+
+
+class ClockJumps:
+    """Notices that the machine was suspended: one clock went on, the other did not.
+
+    Meanwhile servers and firewalls have dropped connections whose age, by the
+    monotonic clock, has not changed.
+    """
+
+    __slots__ = ("_clock", "_lead", "_wakeful")
+
+    def __init__(self, clock: Clock, wakeful: Clock) -> None:
+        self._clock = clock
+        self._wakeful = wakeful
+        self._lead = wakeful() - clock()
+
+    def happened(self) -> bool:
+        """Tell whether there was a jump since this was last asked."""
+        before, self._lead = self._lead, self._wakeful() - self._clock()
+        return abs(self._lead - before) > JUMP
+
+
+def chance() -> float:
+    """Return a random number from 0 to 1 that owes nothing to the program's own generator.
+
+    Programs seed :mod:`random`, in each of their processes alike; these must not
+    march in step because of that, nor may the pool use up their numbers.
+    """
+    return int.from_bytes(os.urandom(6), "big") / 2.0**48
+
+
 def jitter(value: float, share: float) -> float:
     """Return ``value`` moved at random by at most ``share`` of it, either way."""
-    import random  # its import is dear, and no pool needs it before its first connection
-
-    return value * random.uniform(1.0 - share, 1.0 + share)
+    return value * (1.0 - share + 2.0 * share * chance())

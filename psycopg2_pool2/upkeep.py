@@ -16,14 +16,16 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from .balance import STEP, Balance
 from .care import Care
 from .connector import Connection
+from .failures import SilenceError, WrongRoleError
 from .monitor import Monitor, Timer
 from .options import PoolOptions
 from .stats import Counters
 from .store import Record, Store
 from .supply import Supply
-from .timing import Clock, jitter
+from .timing import Clock, ClockJumps, jitter
 
 logger = logging.getLogger("psycopg2_pool2")
 
@@ -31,7 +33,13 @@ REFILL_INTERVAL = 60.0
 """Seconds between looks whether ``minconn`` are open, beside those that events cause."""
 SWEEP_INTERVAL = 1.0
 """Seconds between probes of idle sockets where they cannot be watched."""
+SHORTEST_INTERVAL = 0.01
+"""Seconds between two rounds of a duty, however short the time is that it looks after."""
 LIFETIME_JITTER = 0.1
+POSTPONED = 1.0
+"""Seconds by which a lifetime is prolonged while no replacement can be opened."""
+EARLY = 0.25
+"""Seconds within which a connection that was never lent must not be lost."""
 LONGEST_LEAD = 5.0
 """Seconds, at most, by which a replacement is opened before its predecessor's time is over."""
 
@@ -42,9 +50,9 @@ class Duty:
     __slots__ = ("act", "due", "interval")
 
     def __init__(self, interval: float, act: Callable[[], object], now: float) -> None:
-        self.interval = interval
+        self.interval = max(interval, SHORTEST_INTERVAL)
         self.act = act
-        self.due = now + interval
+        self.due = now + self.interval
 
 
 class Upkeep:
@@ -60,29 +68,41 @@ class Upkeep:
         store: Store[Connection],
         care: Care,
         supply: Supply,
+        balance: Balance,
         monitor: Monitor | None,
         counters: Counters,
         clock: Clock,
+        jumps: ClockJumps,
     ) -> None:
         self.name = name
         self._store = store
         self._care = care
         self._supply = supply
+        self._balance = balance
         self._monitor = monitor
         self._options = options
         self._counters = counters
         self._clock = clock
+        self._jumps = jumps
         self._lock = threading.RLock()  # guards the schedule and the low-water marks
         self._duties: list[Duty] = []
         self._rotation = Duty(math.inf, self.rotate, clock())
+        self._balancing = Duty(math.inf, self.balance, clock())
+        self._is_balancing = False
         self._timer: Timer | None = None
         self._stopped = False
-        self._inline_reap_due = 0.0
+        self._inline_reap_due = self._inline_leaks_due = 0.0
         # Fewest idle in each stretch of time: (from, to, fewest).
         self._marks: deque[tuple[float, float, int]] = deque()
         self._marked_at = clock()
+        self._low = 0  # fewest idle since then, but for what the store has noted since
+        self._extra: Duty | None = None
 
     # -- the schedule ------------------------------------------------------
+
+    def also(self, interval: float, act: Callable[[], object]) -> None:
+        """Have one more thing done, without a thread at a return; to be said before the start."""
+        self._extra = Duty(interval, act, self._clock())
 
     def start(self) -> None:
         """Begin to do the duties."""
@@ -99,6 +119,12 @@ class Upkeep:
             plan.append((SWEEP_INTERVAL, self.sweep))
         self._duties = [Duty(interval, act, now) for interval, act in plan if interval]
         self._duties.append(self._rotation)
+        if self._extra is not None:
+            self._duties.append(self._extra)
+        if self._balance.is_needed:
+            # Else it begins with the first connection.
+            self._balancing.due = now if self._store.minconn else math.inf
+            self._duties.append(self._balancing)
         self._schedule()
 
     def stop(self) -> None:
@@ -110,6 +136,10 @@ class Upkeep:
 
     def run_without_thread(self) -> None:
         """Close the connection that has been idle longest, if its time is over."""
+        extra = self._extra
+        if extra is not None and extra.due <= self._clock():
+            extra.due = self._clock() + extra.interval
+            extra.act()
         try:
             conn = self._store.idle[0]
         except IndexError:
@@ -126,6 +156,7 @@ class Upkeep:
         """Do what is due."""
         if self._stopped:
             return
+        self.notices_jump()
         now = self._clock()
         try:
             for duty in self._duties:
@@ -164,6 +195,7 @@ class Upkeep:
                 self._rotation.due = min(self._rotation.due, due)
             if sooner and self._duties:
                 self._schedule()
+        self.balance_soon()  # it may not be where it is needed most
         if self._monitor is not None:
             self._monitor.watch(
                 conn.fileno(), functools.partial(_hung_up, weakref.ref(self), record)
@@ -186,16 +218,91 @@ class Upkeep:
             if self._store.withdraw(conn):
                 self._keep_if_good(conn, test=False)
 
-    def suspect_all(self) -> None:
-        """Have every idle connection probed now, and tested before it is lent, since one was dead.
+    def suspect_others(self, fault: BaseException | None, of: Record) -> int:
+        """Doubt every idle connection, since one was found dead; return how many were discarded.
 
-        What kills one connection kills others: a restart, a failover, a firewall.
+        What kills one connection kills others: a restart, a failover, a
+        firewall.  All are probed now, and tested before they are lent.  Where a
+        server has been *silent* no probe tells, and to test each would cost
+        ``test_timeout`` each; so those on the same endpoint that have not been
+        used since that silence began are discarded.  So are all on an endpoint
+        that has lost its role, where that would be found out by a test only.
         """
+        gone = 0
+        if isinstance(fault, SilenceError):
+            gone = self._discard_idle(of.endpoint, fault.since)
+        elif isinstance(fault, WrongRoleError):
+            gone = self._discard_idle(of.endpoint, math.inf)
+            self._retire_in_use(of.endpoint)
+        self.suspect_all()
+        return gone
+
+    def notices_jump(self) -> bool:
+        """Doubt every idle connection if the machine was suspended meanwhile; tell whether."""
+        if not self._jumps.happened():
+            return False
+        logger.debug("pool %r: the clocks have jumped, idle connections are suspect", self.name)
+        self.suspect_all()
+        return True
+
+    def suspect_all(self) -> None:
+        """Have idle connections probed now, and each there is tested before it is lent again."""
+        for record in self._store.all_records():
+            record.suspect = True
         for conn in list(self._store.idle):
-            record = conn.pool_record
-            record.suspect = record.attention = True
+            conn.pool_record.attention = True
         if self._monitor is not None:
             self._monitor.submit(self.sweep)
+
+    def _retire_in_use(self, endpoint: object) -> None:
+        for record in self._store.lent.copy():
+            if record.endpoint == endpoint:
+                record.retired = record.attention = True
+
+    def _discard_idle(self, endpoint: object, since: float) -> int:
+        gone = 0
+        for conn in list(self._store.idle):
+            record = conn.pool_record
+            unheard = record.idle_since < since and record.endpoint == endpoint
+            if unheard and self._store.withdraw(conn, leaving=True):
+                self._counters.add("connections_lost")
+                self._supply.discard(conn)
+                gone += 1
+        return gone
+
+    def balance_soon(self) -> None:
+        """Have :meth:`balance` called with the next step."""
+        if not self._balance.is_needed:
+            return
+        with self._lock:
+            due = self._clock() + STEP
+            sooner = due < self._balancing.due
+            self._balancing.due = min(self._balancing.due, due)
+        if sooner and self._duties:
+            self._schedule()
+
+    def balance(self) -> None:
+        """Spread the connections over the endpoints, and look names up again.
+
+        By a worker of its own: a silent server or name server holds up no other duty.
+        """
+        if self._monitor is None:
+            self._take_step()
+        else:
+            self._monitor.submit(self._take_step)
+
+    def _take_step(self) -> None:
+        if self._is_balancing:
+            return
+        self._is_balancing = True
+        pause = STEP
+        try:
+            pause = self._balance.step()
+        finally:
+            self._is_balancing = False
+            with self._lock:
+                self._balancing.due = self._clock() + pause
+            self._schedule()
 
     # -- idleness ----------------------------------------------------------
 
@@ -236,14 +343,21 @@ class Upkeep:
             return 0
         with self._lock:
             now = self._clock()
-            self._marks.append((self._marked_at, now, self._store.low))
-            self._marked_at = now
-            self._store.low = len(self._store.idle)
-            while self._marks[0][1] <= now - span:
+            self.fewest_idle()
+            self._marks.append((self._marked_at, now, self._low))
+            self._marked_at, self._low = now, len(self._store.idle)
+            while self._marks and self._marks[0][1] <= now - span:
                 self._marks.popleft()
-            if self._marks[0][0] > now - span:
+            if not self._marks or self._marks[0][0] > now - span:
                 return 0  # not observed for so long yet
             return min(low for _, _, low in self._marks)
+
+    def fewest_idle(self) -> int:
+        """Return how many stood idle at every moment since the last call or low-water mark."""
+        with self._lock:
+            low, self._store.low = self._store.low, len(self._store.idle)
+            self._low = min(self._low, low)
+            return low
 
     # -- age ---------------------------------------------------------------
 
@@ -255,28 +369,12 @@ class Upkeep:
         for record in self._store.all_records():
             if record.expires_at - lead > now:
                 upcoming = min(upcoming, record.expires_at - lead)
-            elif not record.retired:
-                self._retire(record)
+            elif not record.retired and not self._supply.replace(record):
+                # It is worth more than its birthday while no other can be had.
+                record.expires_at = now + lead + POSTPONED
+                upcoming = min(upcoming, now + POSTPONED)
         with self._lock:
             self._rotation.due = min(upcoming, self._rotation.due)
-
-    def _retire(self, record: Record) -> None:
-        conn = record()
-        if conn is None:
-            return
-        if record not in self._store.lent and not self._store.closed:
-            permit = self._store.take_permit(math.inf, spare=True)
-            if permit is not None:
-                try:
-                    replacement = self._supply.open(permit)
-                except Exception:
-                    pass  # logged; its time is over all the same
-                else:
-                    self._supply.keep(replacement)
-        record.retired = record.attention = True
-        if self._store.withdraw(conn, leaving=True):
-            self._counters.add("connections_retired")
-            self._supply.discard(conn, at_once=True)
 
     def _lead(self) -> float:
         return min(LONGEST_LEAD, (self._options.lifetime_timeout or 0.0) * 0.02)
@@ -295,25 +393,28 @@ class Upkeep:
         bad = 0
         for conn in reversed(list(self._store.idle)):  # as in sweep
             if conn.pool_record.idle_since <= idle_since and self._store.withdraw(conn):
-                bad += not self._keep_if_good(conn, test=True)
+                bad += self._keep_if_good(conn, test=True)
         return bad
 
-    def _keep_if_good(self, conn: Connection, *, test: bool) -> bool:
+    def _keep_if_good(self, conn: Connection, *, test: bool) -> int:
+        """Examine a connection that was withdrawn; return how many were discarded for it."""
         record: Record = conn.pool_record
         try:
-            good = self._care.fault(conn, test=test) is None
+            fault = self._care.fault(conn, test=test)
         except BaseException:
             self._supply.discard(conn)
             raise
-        if good:
+        if fault is None:
+            if test:
+                self._supply.proved(record)
             self._supply.close_all(self._store.keep(conn, oldest=True))
-        else:
-            self._counters.add("connections_lost")
-            logger.debug("pool %r: discarded a connection that was lost while idle", self.name)
-            self._supply.discard(conn, at_once=True)
-            if not record.suspect:
-                self.suspect_all()
-        return good
+            return 0
+        if not record.uses and self._clock() - record.born < EARLY:
+            self._supply.disappointed(fault, record)
+        self._counters.add("connections_lost")
+        logger.debug("pool %r: discarded a connection that was lost while idle", self.name)
+        self._supply.discard(conn, at_once=True)
+        return 1 if record.suspect else 1 + self.suspect_others(fault, record)
 
     # -- leaks -------------------------------------------------------------
 
@@ -329,6 +430,13 @@ class Upkeep:
                     f"; it was borrowed at:\n{record.loan.site}" if record.loan else "",
                 )
             self._supply.grow()
+
+    def warn_of_leaks_in_passing(self) -> None:
+        """Without a thread: do that when it is due."""
+        now = self._clock()
+        if self._options.leak_timeout and now >= self._inline_leaks_due:
+            self._inline_leaks_due = now + self._options.leak_timeout / 4
+            self.warn_of_leaks()
 
     def warn_of_leaks(self) -> None:
         """Log each loan that has lasted for ``leak_timeout``, once, with its origin."""

@@ -78,10 +78,13 @@ class Workers:
             self._threads.add(thread)
         try:
             thread.start()
-        except BaseException:
+        except BaseException as error:
             with self._lock:
                 self._threads.discard(thread)
-            raise
+            if not isinstance(error, RuntimeError):
+                raise
+            # No more threads or memory now: the job is queued, see relieve.
+            logger.warning("cannot start a thread: %s", error)
 
     def _run(self) -> None:
         try:

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from psycopg2_pool2.contrib.embedded import Server
+from tests.support.pgbouncer import MakePgBouncer, PgBouncer, new_pgbouncer
 from tests.support.proxy import Proxy
 from tests.support.servers import (
     MakeProxy,
@@ -20,6 +21,10 @@ from tests.support.servers import (
     new_replica_set,
     new_server,
 )
+from tests.support.tls import TlsServer, new_tls_server
+
+if TYPE_CHECKING:
+    from tests.support.dns import DnsServer
 
 _MARKED_FOLDERS = {"integration", "stress"}
 _numbers = count(1)
@@ -88,3 +93,31 @@ def proxy(request: pytest.FixtureRequest) -> Iterator[MakeProxy]:
             return stack.enter_context(Proxy((behind.host, behind.port), host, port))
 
         yield make
+
+
+@pytest.fixture(scope="session")
+def tls_server() -> Iterator[TlsServer]:
+    """Share one server with TLS, as `server` is shared."""
+    with new_tls_server(max_connections=200) as shared:
+        yield shared
+
+
+@pytest.fixture
+def pgbouncer(request: pytest.FixtureRequest) -> Iterator[MakePgBouncer]:
+    """Make PgBouncers before the shared server, or before another."""
+    with ExitStack() as stack:
+
+        def make(server: Server | None = None) -> PgBouncer:
+            behind: Server = server or request.getfixturevalue("server")
+            return stack.enter_context(new_pgbouncer(behind))
+
+        yield make
+
+
+@pytest.fixture
+def dns_server() -> Iterator[DnsServer]:
+    """Make a DNS server of the test's own, which knows no name yet."""
+    from tests.support.dns import DnsServer  # dear to import, and few tests need it
+
+    with DnsServer() as made:
+        yield made

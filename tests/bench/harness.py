@@ -50,11 +50,16 @@ class Case:
 
 @dataclass(frozen=True)
 class Column:
-    """A figure as it is shown."""
+    """A figure as it is shown.
+
+    Where the figure called ``gave_up`` is not zero, the time was longer than is told: nobody
+    waited for the end.
+    """
 
     key: str
     heading: str
     form: str = ",.2f"
+    gave_up: str | None = None
 
 
 @dataclass(frozen=True)

@@ -30,13 +30,18 @@ FAIR = "fair queue"
 
 @dataclass(frozen=True)
 class Plan:
-    """The pool that a peer shall make; all connections are in autocommit."""
+    """The pool that a peer shall make; times are in seconds."""
 
     dsn: str
     idle: int
     size: int
     test: bool = False
     connect_seconds: float = 0.0
+    autocommit: bool = True
+    timeout: float = 60
+    """How long a borrower waits, where a pool lets him wait."""
+    test_timeout: float = 5
+    """How long a test may take: ours alone has a limit."""
     opened: list[float] = field(default_factory=list)
     """When each connection was opened: the clock's reading."""
 
@@ -52,7 +57,7 @@ class Plan:
             def __init__(self, *args: Any, **kwargs: Any) -> None:
                 plan.arrive()
                 super().__init__(*args, **kwargs)
-                self.autocommit = True
+                self.autocommit = plan.autocommit
 
         return Counted
 
@@ -79,8 +84,9 @@ def _ours(plan: Plan) -> Lender:
     pool = ConnectionPool(
         plan.idle,
         plan.size,
-        timeout=60,
+        timeout=plan.timeout,
         test_on_borrow=plan.test,
+        test_timeout=plan.test_timeout,
         dsn=plan.dsn,
         connection_factory=plan.factory(),
     )
@@ -107,10 +113,10 @@ def _psycopg_pool(plan: Plan) -> Lender:
     pool = psycopg_pool.ConnectionPool(
         plan.dsn,
         connection_class=Counted,
-        kwargs={"autocommit": True},
+        kwargs={"autocommit": plan.autocommit},
         min_size=plan.idle,
         max_size=plan.size,
-        timeout=60,
+        timeout=plan.timeout,
         check=psycopg_pool.ConnectionPool.check_connection if plan.test else None,
         open=True,
     )
@@ -125,7 +131,7 @@ def _sqlalchemy(plan: Plan) -> Lender:
         plan.connect,
         pool_size=plan.size,
         max_overflow=0,
-        timeout=60,
+        timeout=plan.timeout,
         pre_ping=plan.test,
         dialect=PGDialect_psycopg2(dbapi=psycopg2),  # type: ignore[no-untyped-call]
     )

@@ -55,7 +55,10 @@ def _cell(result: Result, row: Row, column: Column) -> str:
         return "1"
     else:
         value = result.rows.ratio(row.case, key, row.peer)
-    return "-" if value is None else format(value, column.form)
+    if value is None:
+        return "-"
+    gave_up = column.gave_up is not None and row.figures.get(column.gave_up)
+    return f"{'> ' if gave_up else ''}{format(value, column.form)}"
 
 
 def circumstances(bench: Bench) -> str:

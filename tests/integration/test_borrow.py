@@ -38,7 +38,7 @@ from tests.support.pools import (
     waiting,
 )
 from tests.support.servers import StatementLog
-from tests.support.waiting import count_threads, in_thread, wait_until
+from tests.support.waiting import in_thread, wait_until
 
 POSITIONAL: dict[str, object] = {
     "minconn": 1,
@@ -404,12 +404,12 @@ class TestTestOnBorrow:
         assert statement_log.statements() == ["SELECT 1"] * 2
 
 
-def wait_until_noticed(pool: ConnectionPool, ended: list[int]) -> None:
-    """Wait until the monitor has seen sessions end, where nothing else tells a borrower.
+def wait_until_noticed(pool: ConnectionPool) -> None:
+    """Wait until the monitor has seen sessions end, where no test tells a borrower.
 
     It does within a millisecond of the end of the stream; the server's list is faster.
     """
-    if pool.test_on_borrow is False and count_threads("psycopg2_pool2-monitor"):
+    if pool._monitor is not None:
         wait_until(lambda: pool.stats().idle == 0)
 
 
@@ -421,7 +421,8 @@ class TestDeadConnections:
         pool = make_any_pool(test_on_borrow=test_on_borrow)
         old = fill(pool, 4)
         assert len(end_sessions(server, app)) == 4
-        wait_until_noticed(pool, old)
+        if test_on_borrow is False:
+            wait_until_noticed(pool)
         assert not set(borrowed_pids(pool, 4)) & set(old)
 
     @pytest.mark.parametrize("test_on_borrow", [True, False])
@@ -432,7 +433,7 @@ class TestDeadConnections:
         for _ in range(5):
             old = fill(pool, 4)
             end_sessions(server, app)
-            wait_until_noticed(pool, old)
+            wait_until_noticed(pool)
             assert not set(borrowed_pids(pool, 4)) & set(old)
 
     @pytest.mark.parametrize("test_on_borrow", [True, False])
@@ -442,6 +443,8 @@ class TestDeadConnections:
         pool = make_any_pool(maxconn=30, test_on_borrow=test_on_borrow)
         fill(pool, 30)
         end_sessions(server, app)
+        if not test_on_borrow:
+            wait_until_noticed(pool)
         started = time.monotonic()
         round_trip(pool)
         assert time.monotonic() - started < 1  # and not a back-off for each

@@ -276,7 +276,7 @@ class TestSecrets:
             ConnectionPool(0, 1, dsn=dsn)
         assert WRONG not in f"{caught.value!s} {caught.value!r} {caught.value.__cause__!r}"
         assert caught.value.__cause__ is None
-        assert caught.value.__suppress_context__
+        assert caught.value.__context__ is None
 
     def test_of_connect_params_are_in_no_message(
         self, make_strict_pool: MakePool, caplog: pytest.LogCaptureFixture

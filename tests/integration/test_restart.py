@@ -49,6 +49,8 @@ class TestRestart:
             old = {pid_of(conn) for conn in conns}
             waiters = [start_waiter(pool) for _ in range(4)]
             fresh_server.stop(mode)
+            if not test_on_borrow:  # then it is the monitor who sees it, a moment later
+                wait_until(lambda: all(conn.pool_record.hung_up for conn in conns))
             give_back(pool, conns)
             assert waiting(pool) == 4
             fresh_server.start()

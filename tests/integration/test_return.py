@@ -182,7 +182,7 @@ class TestBlocks:
         self, make_any_pool: MakePool
     ) -> None:
         """SQLSTATE 25006: the server takes no writes any more, as after a failover."""
-        pool = make_any_pool(maxconn=1)
+        pool = make_any_pool(maxconn=1, target_session_attrs="read-write")
         pid = round_trip(pool)
 
         def use() -> None:

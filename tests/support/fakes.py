@@ -12,6 +12,7 @@ from psycopg2 import extensions as ext
 
 from psycopg2_pool2 import ConnectionPool, connector
 from psycopg2_pool2.connection import Tracked
+from psycopg2_pool2.failures import reissue
 from psycopg2_pool2.options import PoolOptions
 
 
@@ -117,6 +118,7 @@ class FakeDriver:
         """Put this in the driver's place."""
         patch.setattr(psycopg2, "connect", self.connect)
         patch.setattr(connector, "_readable", lambda fd: fd in self.dead)
+        patch.setattr(connector, "_answers", lambda fd, seconds: fd not in self.dead)
         patch.setattr(connector, "_forget_messages", lambda conn: None)
         patch.setattr(connector, "_restore_settings", lambda conn: None)
         patch.setattr(connector, "_end_transaction", lambda conn, how: conn.end(how))
@@ -126,7 +128,7 @@ class FakeDriver:
     def connect(self, **kwargs: object) -> FakeConnection:
         self.connects += 1
         if self.error is not None:
-            raise self.error
+            raise reissue(self.error)  # a new one each time, as psycopg2's are
         conn = FakeConnection(self, self.connects)
         self.sockets.add(conn.fd)
         self.most = max(self.most, len(self.sockets))

@@ -83,6 +83,7 @@ class World:
             close_all=self.close_all,
             discard=self.discard,
             refusal=lambda patient: None,
+            proved=lambda record: None,
         )
         report = SimpleNamespace(
             timed_out=lambda deadline: PoolTimeout("time is over"), explain=lambda: "explained"

@@ -11,8 +11,7 @@ from psycopg2_pool2 import CircuitBreaker
 
 
 def fail(breaker: CircuitBreaker, now: float, *, prompt: bool = False) -> None:
-    breaker.begin()
-    breaker.fail(now, prompt=prompt)
+    breaker.fail(breaker.begin(), now, prompt=prompt)
 
 
 def opened(prompt: bool = False, **limits: Any) -> CircuitBreaker:
@@ -29,8 +28,7 @@ def test_it_is_closed_until_threshold_failures_in_a_row() -> None:
         assert breaker.state() == "closed"
         assert breaker.failing
         assert breaker.wait(0.0) == 0
-    breaker.begin()
-    breaker.succeed()
+    breaker.succeed(breaker.begin())
     assert not breaker.failing
     for _ in range(3):
         assert breaker.state() == "closed"
@@ -44,9 +42,9 @@ def test_it_opens_for_its_backoff_and_then_lets_one_attempt_probe() -> None:
     assert 0.8 <= pause <= 1.2
     assert breaker.wait(pause / 2) == pytest.approx(pause / 2)
     assert breaker.wait(pause) == 0
-    breaker.begin()
+    attempt = breaker.begin()
     assert breaker.state() == "half-open"
-    breaker.succeed()
+    breaker.succeed(attempt)
     assert breaker.state() == "closed"
 
 
@@ -65,6 +63,34 @@ def test_an_endpoint_that_refuses_is_asked_again_after_a_quarter_of_a_second() -
         fail(breaker, 0.0, prompt=True)
 
 
+def test_a_refusal_after_a_long_silence_is_prompt_again() -> None:
+    """The machine is back, its server about to be: the pause does not stay long."""
+    breaker = opened(backoff=1.0)
+    for _ in range(10):
+        fail(breaker, 0.0)
+    assert breaker.wait(0.0) >= 24
+    fail(breaker, 0.0, prompt=True)
+    assert breaker.wait(0.0) <= 0.3
+
+
+def test_a_success_makes_the_next_outage_begin_as_the_first_one_did() -> None:
+    breaker = opened(backoff=1.0)
+    for _ in range(10):
+        fail(breaker, 0.0)
+    breaker.succeed(breaker.begin())
+    for _ in range(3):
+        assert breaker.wait(0.0) == 0
+        fail(breaker, 0.0)
+    assert 0.8 <= breaker.wait(0.0) <= 1.2
+
+
+def test_failures_of_attempts_begun_together_open_it_for_one_backoff() -> None:
+    breaker = CircuitBreaker(backoff=1.0)
+    for attempt in [breaker.begin() for _ in range(10)]:
+        breaker.fail(attempt, 5.0, prompt=False)
+    assert breaker.wait(5.0) <= 1.2
+
+
 def test_max_backoff_limits_the_prompt_retry_too() -> None:
     breaker = opened(prompt=True, backoff=0.01, max_backoff=0.05)
     assert breaker.wait(0.0) <= 0.06
@@ -73,11 +99,18 @@ def test_max_backoff_limits_the_prompt_retry_too() -> None:
 def test_an_attempt_that_tells_nothing_changes_nothing() -> None:
     breaker = opened()
     before = breaker.failures, breaker.retry_at
-    breaker.begin()
+    attempt = breaker.begin()
     assert breaker.state() == "half-open"
-    breaker.abandon()
+    breaker.abandon(attempt)
     assert breaker.state() == "open"
     assert (breaker.failures, breaker.retry_at) == before
+
+
+def test_an_attempt_whose_thread_was_interrupted_is_over() -> None:
+    breaker = opened()
+    breaker.begin()
+    assert breaker.state() == "open"
+    assert not breaker.in_flight
 
 
 def test_after_very_many_failures_it_still_counts() -> None:

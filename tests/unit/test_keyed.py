@@ -29,7 +29,7 @@ class Conn:
 
 
 def forever() -> Deadline:
-    return Deadline(None, FakeClock())
+    return Deadline(None, FakeClock(), 1000.0)
 
 
 def refuse() -> Conn:
@@ -38,14 +38,14 @@ def refuse() -> Conn:
 
 @pytest.mark.parametrize("key", [0, "", None, ("a", 1), "key"])
 def test_the_same_key_gives_the_same_connection(key: Any) -> None:
-    loans = KeyedLoans()
+    loans = KeyedLoans(lambda record: True)
     conn = loans.get(key, Conn, forever())
     assert loans.get(key, refuse, forever()) is conn
     assert loans.get("another", Conn, forever()) is not conn
 
 
 def test_after_its_return_the_key_is_free() -> None:
-    loans = KeyedLoans()
+    loans = KeyedLoans(lambda record: True)
     conn = loans.get("key", Conn, forever())
     assert conn.pool_record.attention, "or nobody would call end()"
     loans.end(conn.pool_record)
@@ -53,25 +53,38 @@ def test_after_its_return_the_key_is_free() -> None:
     assert loans.get("key", Conn, forever()) is not conn
 
 
-def test_a_connection_that_was_dropped_frees_its_key() -> None:
-    loans = KeyedLoans()
-    gone = loans.get("key", Conn, forever()).pool_record
-    assert gone() is None
-    assert isinstance(loans.get("key", Conn, forever()), Conn)
+def test_a_connection_known_by_its_key_alone_stays() -> None:
+    loans = KeyedLoans(lambda record: True)
+    record = loans.get("key", Conn, forever()).pool_record
+    assert loans.get("key", refuse, forever()) is record()
+    loans.end(record)
+    assert record() is None
 
 
 def test_the_end_of_an_old_loan_does_not_end_a_new_one() -> None:
-    loans = KeyedLoans()
+    loans = KeyedLoans(lambda record: True)
     old = loans.get("key", Conn, forever())
     record = old.pool_record
-    del old
+    loans.end(record)
     new = loans.get("key", Conn, forever())
+    record.key = "key"
     loans.end(record)
     assert loans.get("key", refuse, forever()) is new
 
 
+def test_what_is_no_longer_in_use_is_not_given_out_by_its_key() -> None:
+    """1. A thread returns it. 2. It is interrupted before it frees the key."""
+    lent: set[int] = set()
+    loans = KeyedLoans(lambda record: id(record) in lent)
+    old = loans.get("key", Conn, forever())
+    new = loans.get("key", Conn, forever())
+    assert new is not old
+    lent.add(id(new.pool_record))
+    assert loans.get("key", refuse, forever()) is new
+
+
 def test_a_failed_borrow_frees_the_key() -> None:
-    loans = KeyedLoans()
+    loans = KeyedLoans(lambda record: True)
     with pytest.raises(KeyboardInterrupt):
         loans.get("key", _interrupt, forever())
     assert isinstance(loans.get("key", Conn, forever()), Conn)
@@ -82,7 +95,7 @@ def _interrupt() -> Conn:
 
 
 def test_of_several_who_ask_at_once_the_first_borrows_and_the_others_get_the_same() -> None:
-    loans = KeyedLoans()
+    loans = KeyedLoans(lambda record: True)
     begun, go_on = threading.Event(), threading.Event()
 
     def slowly() -> Conn:
@@ -99,7 +112,7 @@ def test_of_several_who_ask_at_once_the_first_borrows_and_the_others_get_the_sam
 
 
 def test_if_the_first_fails_the_next_one_tries() -> None:
-    loans = KeyedLoans()
+    loans = KeyedLoans(lambda record: True)
     begun, go_on = threading.Event(), threading.Event()
 
     def fail() -> Conn:
@@ -116,7 +129,7 @@ def test_if_the_first_fails_the_next_one_tries() -> None:
 
 
 def test_who_waits_for_the_first_waits_until_his_own_deadline() -> None:
-    loans = KeyedLoans()
+    loans = KeyedLoans(lambda record: True)
     begun, go_on = threading.Event(), threading.Event()
 
     def slowly() -> Conn:
@@ -126,7 +139,7 @@ def test_who_waits_for_the_first_waits_until_his_own_deadline() -> None:
 
     first = in_thread(loans.get, "key", slowly, forever())
     assert begun.wait(10)
-    assert loans.get("key", refuse, Deadline(0, FakeClock())) is None
+    assert loans.get("key", refuse, Deadline(0, FakeClock(), 1000.0)) is None
     go_on.set()
     assert isinstance(first.result(), Conn)
     wait_until(lambda: first.done)

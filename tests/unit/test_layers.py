@@ -16,18 +16,24 @@ from psycopg2_pool2.store import Store
 FOLDER = Path(psycopg2_pool2.__file__).parent
 # From below: each imports from those above its own line only.
 LAYERS = [
-    {"bell", "checks", "connection", "errors", "failures", "loans", "timing", "watch", "workers"},
-    {"breaker", "connector", "endpoints", "keyed", "stats", "store"},
+    {"addresses", "bell", "checks", "errors", "loans", "targets", "timing", "watch", "workers"},
+    {"connection", "failures"},
+    {"arguments"},
+    {"breaker", "connector", "keyed", "resolver", "stats", "store"},
+    {"endpoints", "guards"},
     {"monitor", "options", "snapshots"},
-    {"care", "supply"},
-    {"report", "upkeep"},
+    {"care"},
+    {"supply"},
+    {"balance", "report"},
+    {"upkeep"},
     {"desk"},
     {"blocks"},
     {"pool"},
     {"adaptive", "threaded"},
+    {"configuration"},
     {"aio", "database", "manager"},
     {"__init__"},
-    {"cli", "contrib"},
+    {"cli", "contrib", "testing"},
     {"__main__"},
 ]
 LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -6,17 +6,14 @@ import gc
 import socket
 import threading
 import time
-import weakref
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from psycopg2_pool2 import connector
-from psycopg2_pool2 import monitor as monitor_module
 from psycopg2_pool2.monitor import Monitor
 from psycopg2_pool2.watch import QueueSleeper
-from tests.support.waiting import in_thread, wait_until
+from tests.support.waiting import wait_until
 
 
 class Client:
@@ -35,7 +32,7 @@ class Client:
 def monitor(request: pytest.FixtureRequest) -> Iterator[Monitor]:
     made = Monitor()
     if request.param == "queue":
-        made.abandon()
+        made._sleeper.close()
         made._sleeper = QueueSleeper()
     elif not made.watches:
         pytest.skip("no epoll here")
@@ -97,15 +94,15 @@ def test_a_client_that_is_collected_is_dismissed(monitor: Monitor) -> None:
 def test_a_failure_of_its_own_is_logged_and_it_goes_on(
     monitor: Monitor, client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
-    calls = iter([ValueError("once")])
-    due = monitor._due
+    calls = iter([ValueError("once"), SystemExit("twice")])
+    due = monitor._first_due
 
     def fail_once(now: float) -> Any:
         for error in calls:
             raise error
         return due(now)
 
-    monitor._due = fail_once  # type: ignore[method-assign]
+    monitor._first_due = fail_once  # type: ignore[method-assign]
     monitor.call_later(0, client.tick)
     assert client.called.wait(10)
     assert "the monitor failed" in caplog.text
@@ -161,158 +158,6 @@ def test_a_timer_holds_its_object_weakly(monitor: Monitor, client: Client) -> No
     monitor.call_later(0.02, client.tick)
     assert client.called.wait(10)
     assert not calls
-
-
-# -- guards --------------------------------------------------------------------
-
-
-def is_shut(here: socket.socket) -> bool:
-    """Tell whether the socket was shut down; ours sends nothing."""
-    here.settimeout(0)
-    try:
-        return here.recv(1) == b""
-    except BlockingIOError:
-        return False
-
-
-def test_a_guard_shuts_the_socket_down_when_its_time_is_over(
-    monitor: Monitor, client: Client, pair: tuple[socket.socket, socket.socket]
-) -> None:
-    here, _ = pair
-    with monitor.guard(here.fileno(), 0.05):
-        here.settimeout(10)
-        assert here.recv(1) == b""
-    assert not monitor._guarded
-
-
-def test_what_ends_in_time_is_not_disturbed(
-    monitor: Monitor, client: Client, pair: tuple[socket.socket, socket.socket]
-) -> None:
-    here, _ = pair
-    with monitor.guard(here.fileno(), 10):
-        pass
-    monitor._enforce_guards(time.monotonic() + 1000)
-    assert not is_shut(here)
-
-
-def test_an_exception_inside_ends_the_guard(
-    monitor: Monitor, client: Client, pair: tuple[socket.socket, socket.socket]
-) -> None:
-    here, _ = pair
-    with pytest.raises(KeyboardInterrupt), monitor.guard(here.fileno(), 10):
-        raise KeyboardInterrupt
-    assert not monitor._guarded
-
-
-def test_the_descriptor_cannot_be_closed_while_the_monitor_shuts_it_down(
-    monitor: Monitor,
-    client: Client,
-    pair: tuple[socket.socket, socket.socket],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """1. The monitor takes the operation out. 2. The thread ends it. 3. The monitor shuts down."""
-    here, _ = pair
-    shutting, go_on = threading.Event(), threading.Event()
-
-    def slowly(fd: int) -> None:
-        shutting.set()
-        assert go_on.wait(10)
-        connector.shut_down(fd)
-
-    monkeypatch.setattr(monitor_module, "shut_down", slowly)
-
-    def guarded() -> None:
-        with monitor.guard(here.fileno(), 0.02):
-            assert shutting.wait(10)
-
-    running = in_thread(guarded)
-    assert shutting.wait(10)
-    running.thread.join(0.05)
-    assert not running.done, "it waits for the monitor"
-    go_on.set()
-    running.result()
-    assert is_shut(here)
-
-
-def test_a_socket_that_cannot_be_shut_down_holds_nobody_up(
-    monitor: Monitor, client: Client
-) -> None:
-    here, there = socket.socketpair()
-    fd = here.fileno()
-    with here, there, monitor.guard(fd, 0.02):
-        here.close()
-        wait_until(lambda: not monitor._guarded)
-
-
-def test_a_guard_that_its_thread_was_interrupted_over_shuts_nothing_down(
-    monitor: Monitor, client: Client, pair: tuple[socket.socket, socket.socket]
-) -> None:
-    """1. A guard is made. 2. Its thread is interrupted before the block. 3. Its time is over."""
-    here, _ = pair
-    monitor.guard(here.fileno(), 0.01)
-    gc.collect()
-    wait_until(lambda: not monitor._guarded)
-    assert not is_shut(here)
-
-
-def test_a_guard_that_begins_as_the_monitor_stops_looking_is_seen(
-    monitor: Monitor, pair: tuple[socket.socket, socket.socket]
-) -> None:
-    """1. The monitor finds none. 2. One begins, and sees it look. 3. It must not stop looking."""
-    here, _ = pair
-
-    class Guarded(dict[int, Any]):
-        emptied = False
-
-        def __bool__(self) -> bool:
-            # The first look finds nothing, and in that moment one begins.
-            if not self.emptied:
-                self.emptied = True
-                self[0] = weakref.ref(operation)
-                return False
-            return bool(len(self))
-
-    operation = monitor_module.Guard({}, here.fileno(), 0.01)
-    monitor._guarded = Guarded()
-    monitor._guard_tick = 0.01
-    monitor._enforce_guards(time.monotonic())
-    assert monitor._guard_tick is not None, "it goes on looking"
-    monitor._enforce_guards(time.monotonic() + 1)
-    assert is_shut(here)
-
-
-def test_a_shorter_guard_makes_it_look_more_often(
-    monitor: Monitor, client: Client, pair: tuple[socket.socket, socket.socket]
-) -> None:
-    here, there = pair
-    with monitor.guard(there.fileno(), 3600), monitor.guard(here.fileno(), 0.05):
-        here.settimeout(10)
-        assert here.recv(1) == b""
-        assert len(monitor._guarded) == 1
-
-
-def test_guards_work_without_a_client(
-    monitor: Monitor, pair: tuple[socket.socket, socket.socket]
-) -> None:
-    here, _ = pair
-    with monitor.guard(here.fileno(), 0.05):
-        here.settimeout(10)
-        assert here.recv(1) == b""
-
-
-def test_many_guards_at_once_each_end_by_themselves(monitor: Monitor, client: Client) -> None:
-    def one(number: int) -> bool:
-        here, there = socket.socketpair()
-        with here, there:
-            with monitor.guard(here.fileno(), 0.02 if number % 2 else 30):
-                if number % 2:
-                    here.settimeout(10)
-                    return here.recv(1) == b""
-            return not is_shut(here)
-
-    runs = [in_thread(one, number) for number in range(20)]
-    assert all(run.result() for run in runs)
-    assert not monitor._guarded
 
 
 # -- watched sockets -----------------------------------------------------------

@@ -21,6 +21,7 @@ from psycopg2_pool2 import (
     blocks,
     care,
     desk,
+    guards,
     keyed,
     pool,
     store,
@@ -30,7 +31,7 @@ from psycopg2_pool2 import (
 from tests.support.fakes import FakeClock, FakeDriver, fake_pool
 from tests.support.interleave import HAS_BYTECODES, Interleaver, Plan, code_of
 
-MODULES = [pool, desk, supply, store, upkeep, care, keyed, blocks]
+MODULES = [pool, desk, supply, store, upkeep, care, guards, keyed, blocks]
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +133,8 @@ def _interrupted(
     run = runner.run([lambda: program(pool)], Plan(fault=(0, moment)))
     assert run.errors == [None]
     assert not _held_locks(pool), f"after moment {moment}"
+    if program is _use_key:  # what is known by a key alone stays in use
+        pool.putconn(pool.getconn("key", timeout=5), "key")
     gc.collect()
     assert pool.stats() == PoolStats(0, len(driver.sockets)), f"after moment {moment}"
     # A key that nothing will settle would be waited for.

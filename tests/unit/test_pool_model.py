@@ -197,6 +197,7 @@ class PoolModel(RuleBasedStateMachine):
     @precondition(lambda self: self.driver.sockets)
     @rule(which=pick)
     def kill(self, which: int) -> None:
+        self.clock.advance(1)  # what dies as soon as it is open is another matter
         sockets = sorted(self.driver.sockets)
         self.driver.dead.add(sockets[which % len(sockets)])
 

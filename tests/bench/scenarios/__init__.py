@@ -2,16 +2,26 @@
 
 from tests.bench.harness import Scenario
 from tests.bench.scenarios import (
+    adaptive,
+    healing,
     idle,
     imports,
     many_pools,
     oversubscribed,
     spike,
+    spread,
     tested,
     threads,
 )
 
+_MODULES = (idle, tested, threads, oversubscribed, spike, many_pools, imports, spread, adaptive)
+
 SCENARIOS: dict[str, Scenario] = {
-    module.SCENARIO.name: module.SCENARIO
-    for module in (idle, tested, threads, oversubscribed, spike, many_pools, imports)
+    scenario.name: scenario
+    for scenario in (*(module.SCENARIO for module in _MODULES), *healing.SCENARIOS)
 }
+
+
+def chosen(name: str) -> list[str]:
+    """Return the names of the scenarios that are meant: the one, or a family's."""
+    return [each for each in SCENARIOS if each == name or each.startswith(f"{name}-")]

@@ -1,0 +1,196 @@
+"""Time limits for what a thread does on a connection that may never answer.
+
+psycopg2 blocks in libpq until the server answers or the kernel gives the socket
+up, which may take a quarter of an hour, or for ever if the server's process is
+stopped while its machine goes on acknowledging.  A guard ends that in time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Protocol
+
+import psycopg2
+from psycopg2 import extensions as ext
+
+from .connector import Connection, shut_down, twin_socket, wait_for_answer
+
+_LOOKS = 20
+"""The monitor looks so many times in a guard's span: it is late by a twentieth at most."""
+_LAST_LOOK = 0.05
+
+
+class Guard(Protocol):
+    """A time limit in force, until ``deadline`` by the monotonic clock or :meth:`lift`."""
+
+    deadline: float
+
+    def lift(self) -> bool:
+        """End the limit; return whether the time was over, so that the connection is lost."""
+
+
+class SocketGuard:
+    """A guard that is enforced by another thread, which shuts the socket down.
+
+    The steps between the guarded thread and the enforcing one:
+
+    1. The thread enters the guard into ``guarded``.
+    2. Afterwards it takes it out again; the enforcer, when the time is over,
+       gives it a closed gate and takes it out.  ``dict.pop`` lets one of them
+       have it.
+    3. If it was the enforcer, it shuts the socket down and then opens the gate,
+       for which the thread waits.  So the descriptor cannot be closed, and its
+       number used by another connection, in between.
+
+    It is held weakly, so that one that a thread was interrupted over is gone
+    with its frame, and shuts nothing down.
+    """
+
+    __slots__ = ("__weakref__", "deadline", "fd", "gate", "guarded")
+
+    deadline: float
+    fd: int
+    gate: threading.Lock
+    guarded: dict[int, weakref.ref[SocketGuard]]
+
+    def lift(self) -> bool:
+        """See :meth:`Guard.lift`."""
+        if self.guarded.pop(id(self), None) is not None:
+            return False
+        self.gate.acquire()
+        return True
+
+
+class Guards:
+    """The guards of a process, which its monitor enforces.
+
+    ``tick`` is how often it has to look, None while nothing is guarded;
+    ``look`` is called when that becomes more often.
+    """
+
+    def __init__(self, look: Callable[[], None]) -> None:
+        self.tick: float | None = None
+        self._look = look
+        self._guarded: dict[int, weakref.ref[SocketGuard]] = {}
+
+    def __len__(self) -> int:
+        return len(self._guarded)
+
+    def guard(self, conn: Connection, seconds: float) -> SocketGuard:
+        """Put a limit on what is done next with a connection; to be lifted in any case."""
+        guard = SocketGuard()  # without __init__: it is on the way of every test
+        guard.guarded = self._guarded
+        guard.fd = conn.fileno()
+        guard.deadline = time.monotonic() + seconds
+        self._guarded[id(guard)] = weakref.ref(guard)
+        if self.tick is None or seconds < self.tick * _LOOKS:
+            # The monitor looks regularly while anything is guarded, and once
+            # after: a wake-up for each test would cost more than the test.
+            self.tick = seconds / _LOOKS
+            self._look()
+        return guard
+
+    def rest(self) -> bool:
+        """Stop looking if nothing is guarded; return whether that is so."""
+        if not self._guarded:
+            self.tick = None
+            return not self._guarded  # else one began meanwhile, and saw the tick
+        return False
+
+    def enforce(self, now: float) -> None:
+        """Shut down what is over its time."""
+        if self.rest():
+            return
+        if self.tick is None:
+            self.tick = _LAST_LOOK
+        for token, ref in list(self._guarded.items()):
+            guard = ref()
+            if guard is None:
+                self._drop(token, ref)
+            elif guard.deadline <= now:
+                self._shut_down(guard)
+
+    def _shut_down(self, guard: SocketGuard) -> None:
+        guard.gate = threading.Lock()
+        guard.gate.acquire()
+        if self._guarded.pop(id(guard), None) is not None:
+            with contextlib.suppress(OSError):
+                shut_down(guard.fd)
+            guard.gate.release()
+
+    def _drop(self, token: int, ref: weakref.ref[SocketGuard]) -> None:
+        if self._guarded.get(token) is ref:  # else its number is another guard's by now
+            self._guarded.pop(token, None)
+
+
+def _nothing() -> None:
+    pass
+
+
+class LocalGuard:
+    """A guard for a process without a monitor, kept by the guarded thread itself.
+
+    What the other machine does not acknowledge the kernel gives up in time, by
+    ``TCP_USER_TIMEOUT`` (Linux).  A server that acknowledges and says nothing is
+    given up only where this is the process's one thread: then psycopg2 can be
+    made to wait in Python.  Its wait callback is one for the whole process, and
+    COPY in another thread would fail because of it.
+    """
+
+    __slots__ = ("__weakref__", "_conn", "_undo", "deadline")
+
+    def __init__(self, conn: Connection, seconds: float) -> None:
+        self._conn = conn
+        self.deadline = time.monotonic() + seconds
+        self._undo: Callable[[], object]
+        if len(sys._current_frames()) == 1 and ext.get_wait_callback() is None:
+            self._undo = functools.partial(ext.set_wait_callback, None)
+            ext.set_wait_callback(functools.partial(_wait, weakref.ref(self)))
+        else:
+            self._undo = _limit_unacknowledged(conn, seconds)
+
+    def lift(self) -> bool:
+        """See :meth:`Guard.lift`."""
+        self._undo()
+        return bool(self._conn.closed) and time.monotonic() >= self.deadline
+
+    def wait(self) -> None:
+        """Wait for the answer, or raise; psycopg2 closes the connection then."""
+        if not wait_for_answer(self._conn, self.deadline):
+            raise psycopg2.OperationalError("the server did not answer in time")
+
+
+def _wait(ref: weakref.ref[LocalGuard], conn: Connection) -> None:
+    guard = ref()
+    if guard is None:  # its thread was interrupted over it
+        ext.set_wait_callback(None)
+    if guard is not None and guard._conn is conn:
+        guard.wait()
+    else:  # a signal handler's statement on another connection
+        wait_for_answer(conn, None)
+
+
+def _limit_unacknowledged(conn: Connection, seconds: float) -> Callable[[], object]:
+    """Bound how long the kernel waits for acknowledgement; return how to undo that."""
+    before = _exchange_user_timeout(conn, max(1, int(min(seconds, 86_400.0) * 1000)))
+    return _nothing if before is None else functools.partial(_exchange_user_timeout, conn, before)
+
+
+def _exchange_user_timeout(conn: Connection, milliseconds: int) -> int | None:
+    """Set ``TCP_USER_TIMEOUT`` and return what it was, None where there is none."""
+    import socket  # dear, and mostly not needed
+
+    option = getattr(socket, "TCP_USER_TIMEOUT", None)
+    if option is None or conn.closed:  # not Linux
+        return None
+    with contextlib.suppress(OSError), twin_socket(conn.fileno()) as twin:  # or a Unix socket
+        before = twin.getsockopt(socket.IPPROTO_TCP, option)
+        twin.setsockopt(socket.IPPROTO_TCP, option, milliseconds)
+        return before
+    return None

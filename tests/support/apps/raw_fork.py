@@ -1,0 +1,149 @@
+"""Fork as a C library does, so that Python's hooks do not run.
+
+Prints one JSON object: how the child ended (``status``), what it wrote
+(``errors``), what was ``touched`` of the parent's sessions, and whether the
+parent's pool still ``notices`` at once that a server has hung up.
+
+Usage: ``python -m tests.support.apps.raw_fork DSN NUM_WORKERS ACT``
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import psycopg2
+
+from psycopg2_pool2 import ConnectionPool
+from tests.support.apps.forking_parent import ask, wait_for_end
+from tests.support.apps.sessions import Witness
+
+SESSIONS = 3
+NOTICED_WITHIN = 5
+
+Act = Callable[[ConnectionPool, Any], object]
+
+
+def borrow(pool: ConnectionPool, conn: Any) -> None:
+    """Borrow all that the pool may have, and have the end of one noticed."""
+    mine = backends(pool, SESSIONS)
+    assert len(set(mine)) == SESSIONS
+    assert pool.stats().in_use == 0
+    if pool._options.num_workers:
+        assert notices(pool)
+    pool.close()
+
+
+def return_it(pool: ConnectionPool, conn: Any) -> None:
+    pool.putconn(conn)
+
+
+def return_to_be_closed(pool: ConnectionPool, conn: Any) -> None:
+    pool.putconn(conn, close=True)
+
+
+def close_it(pool: ConnectionPool, conn: Any) -> None:
+    conn.close()
+
+
+def close_the_pool(pool: ConnectionPool, conn: Any) -> None:
+    pool.close()
+
+
+def discard_idle(pool: ConnectionPool, conn: Any) -> None:
+    pool.discard_all_idle()
+
+
+def check(pool: ConnectionPool, conn: Any) -> None:
+    pool.check()
+
+
+def reap(pool: ConnectionPool, conn: Any) -> None:
+    pool.resize(0, 1)
+    pool.reap_idle_connections()
+
+
+ACTS: dict[str, Act] = {
+    "borrow": borrow,
+    "return": return_it,
+    "return to be closed": return_to_be_closed,
+    "close": close_it,
+    "close the pool": close_the_pool,
+    "discard idle": discard_idle,
+    "check": check,
+    "reap": reap,
+}
+
+
+def backends(pool: ConnectionPool, number: int) -> list[int]:
+    """Borrow so many at a time; tell their backends, as these tell themselves."""
+    conns = [pool.getconn(timeout=10) for _ in range(number)]
+    try:
+        return [ask(conn, "SELECT pg_backend_pid()") for conn in conns]
+    finally:
+        for conn in conns:
+            pool.putconn(conn)
+
+
+def notices(pool: ConnectionPool) -> bool:
+    """End the pool's idle sessions; tell whether the pool throws them out by itself."""
+    pids = backends(pool, SESSIONS)
+    conn = psycopg2.connect(pool.connect_kwargs["dsn"])
+    try:
+        ask(conn, f"SELECT count(pg_terminate_backend(pid)) FROM unnest(ARRAY{pids}) pid")
+    finally:
+        conn.close()
+    deadline = time.monotonic() + NOTICED_WITHIN
+    while pool.stats().idle and time.monotonic() < deadline:
+        time.sleep(0.002)
+    return not pool.stats().idle
+
+
+def fork_unnoticed() -> int:
+    """Fork without Python's hooks; the global interpreter lock is kept meanwhile."""
+    return int(ctypes.PyDLL(None).fork())
+
+
+def run_child(call: Callable[[], object]) -> None:
+    status = 1
+    try:
+        call()
+        status = 0
+    except BaseException:
+        os.write(2, traceback.format_exc().encode())
+    finally:
+        os._exit(status)
+
+
+def main(dsn: str, num_workers: str, act: str) -> None:
+    pool = ConnectionPool(
+        0, SESSIONS, dsn=dsn, num_workers=int(num_workers), timeout=10, health_check_interval=0
+    )
+    witness = Witness(dsn)
+    sessions = backends(pool, SESSIONS)
+    conn = pool.getconn()
+    before = witness.look(sessions)
+    with tempfile.TemporaryFile() as errors:
+        child = fork_unnoticed()
+        if child == 0:
+            os.dup2(errors.fileno(), 2)
+            run_child(lambda: ACTS[act](pool, conn))
+        status = wait_for_end(child)
+        errors.seek(0)
+        told = errors.read().decode()
+    touched = witness.changes(before)
+    witness.close()
+    pool.putconn(conn)
+    noticed = notices(pool) if int(num_workers) else None
+    print(json.dumps({"status": status, "errors": told, "touched": touched, "notices": noticed}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
