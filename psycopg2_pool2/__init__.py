@@ -4,6 +4,7 @@ import typing as _typing
 
 from .breaker import CircuitBreaker
 from .errors import (
+    CommitUncertain,
     HostResolutionError,
     PoolClosed,
     PoolDeadlock,
@@ -17,6 +18,9 @@ from .pool import ConnectionPool
 
 if _typing.TYPE_CHECKING:
     from .adaptive import AdaptiveConnectionPool
+    from .aio import AsyncConnectionPool
+    from .aio_database import AsyncPooledDatabase
+    from .database import PooledDatabase
     from .manager import PoolManager, get_pool
     from .snapshots import EndpointStats, PoolStats
     from .threaded import SimpleConnectionPool, ThreadedConnectionPool
@@ -27,7 +31,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AdaptiveConnectionPool",
+    "AsyncConnectionPool",
+    "AsyncPooledDatabase",
     "CircuitBreaker",
+    "CommitUncertain",
     "ConnectionPool",
     "EndpointStats",
     "HostResolutionError",
@@ -39,6 +46,7 @@ __all__ = [
     "PoolStats",
     "PoolTimeout",
     "PoolUnavailable",
+    "PooledDatabase",
     "SimpleConnectionPool",
     "ThreadSafeConnectionPool",
     "ThreadedConnectionPool",
@@ -50,9 +58,12 @@ __all__ = [
 # Imported when they are asked for: most programs need few of them.
 _LATER = {
     "AdaptiveConnectionPool": "adaptive",
+    "AsyncConnectionPool": "aio",
+    "AsyncPooledDatabase": "aio_database",
     "EndpointStats": "snapshots",
     "PoolManager": "manager",
     "PoolStats": "snapshots",
+    "PooledDatabase": "database",
     "SimpleConnectionPool": "threaded",
     "ThreadedConnectionPool": "threaded",
     "get_pool": "manager",

@@ -275,7 +275,7 @@ class AdaptiveConnectionPool(ConnectionPool):
     :meth:`get_stats` tells the number as ``pool_target``, and why it is what it
     is as ``pool_target_reason``; each move is logged at level DEBUG.  Without
     workers (``num_workers=0``) nothing is opened in advance but by
-    :meth:`reap_idle_connections`; the number keeps connections from being closed.
+    :meth:`~ConnectionPool.reap_idle_connections`; the number keeps connections from being closed.
     """
 
     def __init__(self, *args: Any, target_utilization: float = 0.7, **kwargs: Any) -> None:

@@ -6,9 +6,10 @@ import logging
 import math
 
 from .care import Care
-from .connector import Connection, answers
+from .connector import Connection
 from .endpoints import Endpoint, Endpoints
 from .errors import HostResolutionError
+from .sockets import answers
 from .stats import Counters
 from .store import Permit, Record, Store
 from .supply import LOOKUP_TIMEOUT, Supply

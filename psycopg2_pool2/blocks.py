@@ -20,16 +20,17 @@ class LoanBlock:
 
     __slots__ = ("_conn", "_pool", "_since", "_timeout", "_uses")
 
-    def __init__(self, pool: ConnectionPool, timeout: Any) -> None:
+    def __init__(self, pool: ConnectionPool, timeout: Any, conn: Connection = None) -> None:
         self._pool = pool
         self._timeout = timeout
-        self._conn: Connection = None
+        self._conn = conn  # unless None, one that has been borrowed already
 
     def __enter__(self) -> Connection:
-        self._conn = conn = self._pool.getconn(timeout=self._timeout)
-        self._uses = conn.pool_record.uses
+        if self._conn is None:
+            self._conn = self._pool.getconn(timeout=self._timeout)
+        self._uses = self._conn.pool_record.uses
         self._since = self._pool._clock()
-        return conn
+        return self._conn
 
     def __exit__(
         self,

@@ -13,6 +13,7 @@ from .guards import Guard, LocalGuard
 from .monitor import Monitor
 from .stats import Counters
 from .store import Record
+from .waits import keeps_limits
 
 logger = logging.getLogger("psycopg2_pool2")
 
@@ -106,7 +107,8 @@ class Care:
         self, act: Callable[[Connection], object], conn: Connection, seconds: float
     ) -> Exception | None:
         """Do something on the network, for at most so many seconds; return its error."""
-        guard = self._guard(conn, seconds)
+        # Where psycopg2 waits in Python the waiting itself can be given a limit.
+        guard = LocalGuard(conn, seconds) if keeps_limits() else self._guard(conn, seconds)
         over = False
         try:
             try:

@@ -16,15 +16,26 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import psycopg2
 from psycopg2.extensions import connection
 
-_OURS = frozenset(("pool_record", "pool_baseline", "pool_home"))
+from .sockets import cut_off
+
+_OURS = frozenset(("pool_record", "pool_baseline", "pool_home", "pool_pid"))
+
+
+class InheritedError(psycopg2.InterfaceError):
+    """A forked child went on with what its parent had begun."""
 
 
 class Tracked:
     """Mixin: tell the pool's record what the program does to its connection."""
 
     __slots__ = ()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.pool_pid = os.getpid()  # first: a fork may come while it is being opened
+        super().__init__(*args, **kwargs)
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
@@ -45,6 +56,17 @@ class Tracked:
         """See :meth:`psycopg2.extensions.connection.reset`."""
         self._touched()
         super().reset()  # type: ignore[misc]
+
+    def poll(self) -> Any:
+        """Go on with what is under way; in a forked child that inherited it, fail.
+
+        Greenlets live on in a child of gevent's fork.  One that waits there for
+        an answer would read what is meant for the parent.
+        """
+        if self.is_inherited():
+            cut_off(self.fileno())  # type: ignore[attr-defined]
+            raise InheritedError("the connection belongs to the parent process")
+        return super().poll()  # type: ignore[misc]
 
     def __exit__(self, *exc_info: Any) -> Any:
         """End psycopg2's ``with conn:``; in a forked child that inherited it, do nothing."""
@@ -145,6 +167,7 @@ def pooled_factory(factory: Callable[..., Any] | None, returning: bool) -> Calla
             if made not in classes:
                 classes[made] = type(f"Pooled{made.__name__}", (mixin, made), {"__slots__": ()})
             object.__setattr__(conn, "__class__", classes[made])
+            conn.pool_pid = os.getpid()
         except TypeError:
             raise TypeError(
                 "connection_factory must be a class, or return instances of a Python class;"

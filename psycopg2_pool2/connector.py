@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import re
 import select
-import struct
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,7 +22,9 @@ from psycopg2 import extensions as ext
 from .arguments import ConnectArguments
 from .connection import Messages, pooled_factory, really_close
 from .failures import WrongRoleError
+from .sockets import shut_down
 from .targets import effective
+from .waits import Limit, ask_to_stop, keeps_limits
 
 if TYPE_CHECKING:
     import socket
@@ -70,8 +70,6 @@ _ROLES: Mapping[str, Callable[[str, str], bool]] = {
     "standby": lambda standby, read_only: standby == "off",
     "read-only": lambda standby, read_only: standby == read_only == "off",
 }
-# A message that every server answers at once, by a letter: may TLS be used here?
-_SSL_REQUEST = struct.pack("!ii", 8, 80877103)
 # A NOTIFY is one message; so many at once mean that somebody keeps sending them.
 _MOST_POLLS = 1000
 
@@ -119,16 +117,19 @@ class Connector:
         kwargs |= {
             name: value for name, value in DEFAULTS.items() if not effective(parameters, name)
         }
+        given = kwargs.get("connect_timeout", effective(parameters, "connect_timeout"))
         if seconds is not None:
-            given = kwargs.get("connect_timeout", effective(parameters, "connect_timeout"))
             kwargs["connect_timeout"] = _shorter(given, seconds)
+        keeps_limits()
+        limit = Limit(_deadline(given, seconds))
         try:
             conn = psycopg2.connect(connection_factory=self._factory, **kwargs)
         except psycopg2.Error as error:
             conn, failure = None, self._arguments.censored(error)
+        finally:
+            limit.end()
         if conn is None:
             raise failure  # outside of its handler: the error itself would be its context
-        conn.pool_pid = os.getpid()
         return conn
 
     def prepare(self, conn: Connection) -> None:
@@ -251,110 +252,23 @@ class Connector:
     def abort(self, conn: Connection, seconds: float) -> None:
         """Close a connection that may be in the middle of something, within ``seconds``.
 
-        The server is asked to stop what it does, since it would not notice the
-        closed socket before it has finished.  psycopg2 does that over a
-        connection of its own, without any limit of time and without releasing
-        the interpreter lock: in a black hole the whole process would stand
-        still.  So it is tried first whether anybody answers.
+        The server is asked to stop what it does.
         """
-        with contextlib.suppress(Exception):
-            if _answers(conn.fileno(), seconds):
-                conn.cancel()
+        ask_to_stop(conn, seconds)
         with contextlib.suppress(Exception):
             shut_down(conn.fileno())  # releases a thread that still waits for an answer
         self.close(conn)
 
+    def interrupt(self, conn: Connection, twin: socket.socket, seconds: float) -> None:
+        """End within ``seconds`` what another thread does with a connection, and leave it to that.
 
-def shut_down(fd: int) -> None:
-    """Shut a socket down under whoever is blocked on it, which then fails at once."""
-    with twin_socket(fd) as twin:
-        twin.shutdown(2)  # both ways
-
-
-def answers(host: str | None, address: str | None, port: int, seconds: float) -> bool:
-    """Tell whether a server answers a new connection there: at an address or a Unix socket."""
-    import socket  # dear, and rarely needed
-
-    try:
-        if address is None and host is None:
-            return True  # libpq's own place, which it alone knows
-        if address is None:
-            path = f"{host}/.s.PGSQL.{port}"
-            return _answers_at(socket.AF_UNIX, re.sub("^@", "\0", path), seconds)
-        [[family, _, _, _, peer], *_] = socket.getaddrinfo(
-            address, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
-        )
-        return _answers_at(family, peer, seconds)
-    except OSError:
-        return False
-
-
-def _answers(fd: int, seconds: float) -> bool:
-    """Tell whether a server answers a new connection where this one leads to."""
-    with twin_socket(fd) as twin:
-        return _answers_at(twin.family, twin.getpeername(), seconds)
-
-
-def _answers_at(family: int, peer: Any, seconds: float) -> bool:
-    import socket  # dear, and rarely needed
-
-    with socket.socket(family, socket.SOCK_STREAM) as other:
-        other.settimeout(seconds / 2)  # to connect, and to hear
-        other.connect(peer)
-        other.sendall(_SSL_REQUEST)
-        return other.recv(1) != b""
-
-
-def cut_off(fd: int) -> None:
-    """Put a dead socket in the place of this process's copy of one that it inherited."""
-    import socket  # dear, and rarely needed
-
-    here, there = socket.socketpair()
-    with here:
-        there.close()
-        os.dup2(here.fileno(), fd, inheritable=False)
-
-
-def twin_socket(fd: int) -> socket.socket:
-    """Return a socket object for a descriptor that libpq owns; OSError if it is none."""
-    import socket  # dear, and rarely needed
-
-    copy = os.dup(fd)
-    try:
-        return socket.socket(fileno=copy)
-    except BaseException:
-        os.close(copy)
-        raise
-
-
-def wait_for_answer(conn: Connection, deadline: float | None) -> bool:
-    """Wait as psycopg2 does, but in Python; False if it is ``deadline`` by the monotonic clock.
-
-    To be called by psycopg2's wait callback.
-    """
-    while True:
-        state = conn.poll()
-        if state == ext.POLL_OK:
-            return True
-        seconds = None if deadline is None else deadline - time.monotonic()
-        if seconds is not None and seconds <= 0:
-            return False
-        fds = [conn.fileno()]
-        read, write = (fds, ()) if state == ext.POLL_READ else ((), fds)
-        _wait_for(read, write, seconds)
-
-
-def _wait_for(read: Sequence[int], write: Sequence[int], seconds: float | None) -> None:
-    if not hasattr(select, "poll"):
-        select.select(read, write, (), seconds)
-        return
-    poller = select.poll()  # select fails for descriptors above 1023
-    for fd in read:
-        poller.register(fd, select.POLLIN)
-    for fd in write:
-        poller.register(fd, select.POLLOUT)
-    # More milliseconds than fit into 32 bits are refused.
-    poller.poll(None if seconds is None else math.ceil(min(seconds, 86_400.0) * 1000))
+        ``twin`` is a copy of its socket, made when it could not be closed yet; it
+        is closed here.
+        """
+        with twin:
+            ask_to_stop(conn, seconds)
+            with contextlib.suppress(OSError):
+                twin.shutdown(2)  # both ways
 
 
 def _execute(conn: Connection, sql: str) -> None:
@@ -450,3 +364,13 @@ def _shorter(connect_timeout: Any, seconds: float) -> Any:
     except (TypeError, ValueError):  # unset or unreadable, which libpq tells better
         return most if connect_timeout is None else connect_timeout
     return most if given <= 0 else min(given, most)  # zero is for ever
+
+
+def _deadline(connect_timeout: Any, seconds: float | None) -> float | None:
+    """Return when the shorter of both is over, by the monotonic clock."""
+    try:
+        given = int(connect_timeout)
+    except (TypeError, ValueError):  # unset or unreadable, which libpq tells better
+        given = 0
+    limits = [limit for limit in (given if given > 0 else None, seconds) if limit is not None]
+    return time.monotonic() + min(limits) if limits else None

@@ -8,19 +8,21 @@ and deciding what is kept.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Sequence
 
 from .care import Care
 from .connector import Connection
-from .errors import PoolClosed, PoolError, PoolExhausted, TooManyRequests
+from .errors import PoolClosed, PoolError, PoolExhausted, PoolTimeout, TooManyRequests
 from .failures import reissue
 from .keyed import KeyedLoans
 from .loans import Loan, borrower, call_site
 from .options import PoolOptions
 from .report import Report
 from .stats import Counters
-from .store import Record, Store, Waiter
+from .steps import Pause, Steps, run_blocking
+from .store import Permit, Record, Store, Waiter
 from .supply import Supply
 from .timing import Clock, Deadline
 from .upkeep import Upkeep
@@ -30,6 +32,14 @@ logger = logging.getLogger("psycopg2_pool2")
 _CLOSED_BY_PROGRAM = 1  # psycopg2's connection.closed; 2 if the server has gone
 _LOOK_AGAIN = 0.5
 """Seconds after which a waiter looks around by itself, whatever became of his wake-up."""
+_CROWD = 32
+"""Waiters of whom each looks around so often; more of them take it in turn ..."""
+_LOOK_AGAIN_IN_CROWD = 5.0
+"""... but each at least so often."""
+
+
+MakeWaiter = Callable[[bool], Waiter[Connection]]
+"""Returns a waiter for somebody who is patient, or not."""
 
 
 class _TooOldError(Exception):
@@ -59,6 +69,7 @@ class Desk:
         self._upkeep = upkeep
         self._report = report
         self._counters = counters
+        self._observers = counters.observers
         self._clock = clock
         self._keyed = KeyedLoans(store.lent.__contains__)
         self._has_workers = supply.has_workers
@@ -76,31 +87,87 @@ class Desk:
             if conn is None:
                 conn = self._store.borrow()
             started = self._clock()
+            # Not by a step, which would cost a tenth of the test.
             fault = self._fault(conn, timeout or None) if conn is not None else None
             if conn is None or fault is not None:
-                conn = self._lend_another(conn, fault, Deadline(timeout, self._clock, started))
-        except BaseException:
-            self._counters.add("requests_errors")
+                deadline = Deadline(timeout, self._clock, started)
+                conn = run_blocking(self._lend_another(conn, fault, deadline, self._waiter))
+        except BaseException as error:
+            self._count_failure(error)
             raise
+        if self._observers.all:
+            self._tell_wait(conn, started)
         if self._tracks_loans:
-            conn.pool_record.loan = Loan(self._clock())
-            if not self._has_workers:
-                self._upkeep.warn_of_leaks_in_passing()
+            self._note_loan(conn, Loan(self._clock()))
         return conn
 
+    def lending(self, timeout: float | None, make_waiter: MakeWaiter) -> Steps[Connection]:
+        """Do in steps what :meth:`lend` does; ``make_waiter`` is called if there is a wait."""
+        loan = Loan(self._clock()) if self._tracks_loans else None  # here, in the borrower's thread
+        deadline = Deadline(timeout, self._clock, self._clock())
+        try:
+            conn = self._store.borrow()
+            fault = (yield from self._look_over(conn, deadline)) if conn is not None else None
+            if conn is None or fault is not None:
+                conn = yield from self._lend_another(conn, fault, deadline, make_waiter)
+        except BaseException as error:
+            self._count_failure(error)
+            raise
+        if self._observers.all:
+            self._tell_wait(conn, deadline.started)
+        if loan is not None:
+            self._note_loan(conn, loan)
+        return conn
+
+    def _count_failure(self, error: BaseException) -> None:
+        self._counters.add("requests_errors")
+        if isinstance(error, (PoolExhausted, PoolTimeout)):
+            self._counters.add("requests_timeouts")
+
+    def _tell_wait(self, conn: Connection, started: float) -> None:
+        try:
+            now = self._clock()
+            conn.pool_record.lent_at = now
+            self._observers.waited(now - started)
+        except BaseException:
+            self._put_back(conn)
+            raise
+
+    def _note_loan(self, conn: Connection, loan: Loan) -> None:
+        loan.since = self._clock()
+        conn.pool_record.loan = loan
+        if not self._has_workers:
+            self._upkeep.warn_of_leaks_in_passing()
+
     def _lend_another(
-        self, conn: Connection | None, fault: Exception | None, deadline: Deadline
-    ) -> Connection:
+        self,
+        conn: Connection | None,
+        fault: Exception | None,
+        deadline: Deadline,
+        make_waiter: MakeWaiter,
+    ) -> Steps[Connection]:
         """Go on after the first idle connection, if there was one, was found at fault."""
         while True:
             if fault is not None:
                 self._reject(conn, fault, deadline)
                 conn = self._store.borrow()
             if conn is None:
-                conn = self._wait(deadline)
-            fault = self._fault(conn, deadline.remaining() if deadline.is_patient else None)
+                conn = yield from self._wait(deadline, make_waiter)
+            fault = yield from self._look_over(conn, deadline)
             if fault is None:
                 return conn
+
+    def _look_over(self, conn: Connection, deadline: Deadline) -> Steps[Exception | None]:
+        """Do in a step, if it may block, what :meth:`_fault` does."""
+        most = deadline.remaining() if deadline.is_patient else None
+        if not self._tests_always and not self._needs_test(conn.pool_record):
+            return self._fault(conn, most)
+        try:
+            fault: Exception | None = yield functools.partial(self._fault, conn, most)
+        except GeneratorExit:  # the borrower gave up; it may have failed already
+            self._drop(conn)
+            raise
+        return fault
 
     def lend_keyed(self, key: Hashable, timeout: float | None) -> Connection:
         """Return the connection in use under ``key``; lend one if there is none."""
@@ -109,23 +176,26 @@ class Desk:
         deadline = Deadline(timeout or None, self._clock, self._clock())
         conn = self._keyed.get(key, lambda: self.lend(None, timeout), deadline)
         if conn is None:
-            raise self._report.timed_out(deadline)
+            error = self._report.timed_out(deadline)
+            self._count_failure(error)
+            raise error
         return conn
 
-    def _wait(self, deadline: Deadline) -> Connection:
+    def _waiter(self, patient: bool) -> Waiter[Connection]:
+        return Waiter(patient, borrower() if self._options.debug else None)
+
+    def _wait(self, deadline: Deadline, make_waiter: MakeWaiter) -> Steps[Connection]:
         """Queue up until a connection is handed over."""
         if self._store.lost:
             self._upkeep.collect_lost()
-        waiter: Waiter[Connection] = Waiter(
-            deadline.is_patient, borrower() if self._options.debug else None
-        )
+        waiter = make_waiter(deadline.is_patient)
         try:
             self._request(waiter)
             if self._has_workers and self._store.has_room():
                 self._supply.grow()
             while waiter.item is None:
                 _raise_if(waiter.error)
-                self._wait_a_while(waiter, deadline)
+                yield from self._wait_a_while(waiter, deadline)
             conn, waiter.item = waiter.item, None
             return conn
         except BaseException:
@@ -148,17 +218,21 @@ class Desk:
         except (PoolExhausted, TooManyRequests) as error:
             raise type(error)(f"{error}: {self._report.explain()}") from None
 
-    def _wait_a_while(self, waiter: Waiter[Connection], deadline: Deadline) -> None:
+    def _wait_a_while(self, waiter: Waiter[Connection], deadline: Deadline) -> Steps[None]:
         if self._options.debug:
             _raise_if(self._report.deadlock())
-        pause = deadline.slice(_LOOK_AGAIN) if waiter.patient else _LOOK_AGAIN
+        pause = deadline.slice(self._look_again()) if waiter.patient else _LOOK_AGAIN
         if not self._has_workers:
-            pause = self._open_for(waiter, deadline, pause)
-        if waiter.wait(pause):
+            pause = yield from self._open_for(waiter, deadline, pause)
+        if (yield Pause(waiter, pause)):
             return
         if waiter.patient and deadline.remaining() == 0:
             raise self._report.timed_out(deadline)
         self._look_around(waiter)
+
+    def _look_again(self) -> float:
+        crowd = len(self._store.waiters) / _CROWD
+        return min(_LOOK_AGAIN * max(1.0, crowd), _LOOK_AGAIN_IN_CROWD)
 
     def _look_around(self, waiter: Waiter[Connection]) -> None:
         """Do again what others should have done for this waiter.
@@ -183,7 +257,9 @@ class Desk:
         if len(self._store.lent) >= self._store.maxconn:
             raise PoolExhausted(f"connection pool exhausted: {self._report.explain()}")
 
-    def _open_for(self, waiter: Waiter[Connection], deadline: Deadline, pause: float) -> float:
+    def _open_for(
+        self, waiter: Waiter[Connection], deadline: Deadline, pause: float
+    ) -> Steps[float]:
         """Without workers: open one oneself if there is room; return how long to wait then."""
         limit, until_allowed = self._supply.allowance()
         if not limit:
@@ -191,10 +267,14 @@ class Desk:
         permit = self._store.take_permit(limit)
         if permit is None:
             return pause
-        with contextlib.suppress(Exception):  # the waiter has been told
-            conn = self._supply.open(permit, deadline.remaining() if waiter.patient else None)
-            self._supply.keep(conn)
+        yield functools.partial(
+            self._open_and_keep, permit, deadline.remaining() if waiter.patient else None
+        )
         return 0.0
+
+    def _open_and_keep(self, permit: Permit, seconds: float | None) -> None:
+        with contextlib.suppress(Exception):  # the waiter has been told
+            self._supply.keep(self._supply.open(permit, seconds))
 
     def _fault(self, conn: Connection, most: float | None) -> Exception | None:
         """Return why a connection may not be lent, None if it may.
@@ -266,8 +346,32 @@ class Desk:
 
     # -- taking back -------------------------------------------------------
 
+    def give_back(self, conn: Connection, record: Record) -> Sequence[Connection]:
+        """Do what :meth:`Store.give_back` does, and tell how long the connection was used."""
+        used = self._used(record)
+        try:
+            return self._store.give_back(conn, record)
+        finally:
+            self._tell_use(used)
+
     def take_back(self, conn: Connection, record: Record, close: bool) -> None:
         """Clean and keep a connection that the pool has claimed, or close it."""
+        used = self._used(record)
+        try:
+            self._take_back(conn, record, close)
+        finally:
+            self._tell_use(used)
+
+    def _used(self, record: Record) -> float | None:
+        """Return for how many seconds a connection was lent, if that was observed."""
+        return None if record.lent_at is None else self._clock() - record.lent_at
+
+    def _tell_use(self, seconds: float | None) -> None:
+        # Only now: nobody waits for this connection on behalf of an observer.
+        if seconds is not None:
+            self._observers.used(seconds)
+
+    def _take_back(self, conn: Connection, record: Record, close: bool) -> None:
         try:
             self._end_loan(record)
             worthy = not close and self._is_worth_keeping(record)

@@ -48,3 +48,10 @@ class HostResolutionError(PoolError, psycopg2.OperationalError):
     """A host name could not be resolved."""
 
     is_definite = False  # the answer was that there is no such name
+
+
+class CommitUncertain(PoolError, psycopg2.OperationalError):
+    """The connection was lost during COMMIT, and nobody can say whether it was done.
+
+    Never retried.  ``__cause__`` is psycopg2's error.
+    """

@@ -57,6 +57,7 @@ _FINAL = (
     r"|invalid \S+ value|invalid port number|invalid connection option|could not match \d+"
     r"|definition of service|service file|does not support SSL, but SSL was required"
     r"|root certificate file|certificate verify failed|does not match host name"
+    r"|unsupported (options )?startup parameter"  # PgBouncer
 )
 # SQLSTATE 53300.
 _FULL = (

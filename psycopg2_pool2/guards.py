@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import sys
 import threading
 import time
@@ -16,14 +17,16 @@ import weakref
 from collections.abc import Callable
 from typing import Protocol
 
-import psycopg2
 from psycopg2 import extensions as ext
 
-from .connector import Connection, shut_down, twin_socket, wait_for_answer
+from .connector import Connection
+from .sockets import shut_down, twin_socket
+from .waits import Limit, WaitCallback, keeps_limits
 
 _LOOKS = 20
 """The monitor looks so many times in a guard's span: it is late by a twentieth at most."""
 _LAST_LOOK = 0.05
+_numbers = itertools.count()
 
 
 class Guard(Protocol):
@@ -52,16 +55,17 @@ class SocketGuard:
     with its frame, and shuts nothing down.
     """
 
-    __slots__ = ("__weakref__", "deadline", "fd", "gate", "guarded")
+    __slots__ = ("__weakref__", "deadline", "fd", "gate", "guarded", "number")
 
     deadline: float
     fd: int
     gate: threading.Lock
     guarded: dict[int, weakref.ref[SocketGuard]]
+    number: int  # not its id, which may be another one's as soon as it is gone
 
     def lift(self) -> bool:
         """See :meth:`Guard.lift`."""
-        if self.guarded.pop(id(self), None) is not None:
+        if self.guarded.pop(self.number, None) is not None:
             return False
         self.gate.acquire()
         return True
@@ -88,7 +92,8 @@ class Guards:
         guard.guarded = self._guarded
         guard.fd = conn.fileno()
         guard.deadline = time.monotonic() + seconds
-        self._guarded[id(guard)] = weakref.ref(guard)
+        guard.number = number = next(_numbers)
+        self._guarded[number] = weakref.ref(guard)
         if self.tick is None or seconds < self.tick * _LOOKS:
             # The monitor looks regularly while anything is guarded, and once
             # after: a wake-up for each test would cost more than the test.
@@ -109,24 +114,20 @@ class Guards:
             return
         if self.tick is None:
             self.tick = _LAST_LOOK
-        for token, ref in list(self._guarded.items()):
+        for number, ref in list(self._guarded.items()):
             guard = ref()
             if guard is None:
-                self._drop(token, ref)
+                self._guarded.pop(number, None)
             elif guard.deadline <= now:
                 self._shut_down(guard)
 
     def _shut_down(self, guard: SocketGuard) -> None:
         guard.gate = threading.Lock()
         guard.gate.acquire()
-        if self._guarded.pop(id(guard), None) is not None:
+        if self._guarded.pop(guard.number, None) is not None:
             with contextlib.suppress(OSError):
                 shut_down(guard.fd)
             guard.gate.release()
-
-    def _drop(self, token: int, ref: weakref.ref[SocketGuard]) -> None:
-        if self._guarded.get(token) is ref:  # else its number is another guard's by now
-            self._guarded.pop(token, None)
 
 
 def _nothing() -> None:
@@ -138,9 +139,10 @@ class LocalGuard:
 
     What the other machine does not acknowledge the kernel gives up in time, by
     ``TCP_USER_TIMEOUT`` (Linux).  A server that acknowledges and says nothing is
-    given up only where this is the process's one thread: then psycopg2 can be
-    made to wait in Python.  Its wait callback is one for the whole process, and
-    COPY in another thread would fail because of it.
+    given up only where psycopg2 waits in Python, as it does under gevent, or
+    where this is the process's one thread: then it can be made to.  Its wait
+    callback is one for the whole process, and COPY in another thread would fail
+    because of it.
     """
 
     __slots__ = ("__weakref__", "_conn", "_undo", "deadline")
@@ -149,9 +151,11 @@ class LocalGuard:
         self._conn = conn
         self.deadline = time.monotonic() + seconds
         self._undo: Callable[[], object]
-        if len(sys._current_frames()) == 1 and ext.get_wait_callback() is None:
-            self._undo = functools.partial(ext.set_wait_callback, None)
-            ext.set_wait_callback(functools.partial(_wait, weakref.ref(self)))
+        if keeps_limits():
+            self._undo = Limit(self.deadline, conn).end
+        elif len(sys._current_frames()) == 1:
+            ext.set_wait_callback(WaitCallback(None))
+            self._undo = functools.partial(_wait_in_libpq, Limit(self.deadline, conn))
         else:
             self._undo = _limit_unacknowledged(conn, seconds)
 
@@ -160,20 +164,10 @@ class LocalGuard:
         self._undo()
         return bool(self._conn.closed) and time.monotonic() >= self.deadline
 
-    def wait(self) -> None:
-        """Wait for the answer, or raise; psycopg2 closes the connection then."""
-        if not wait_for_answer(self._conn, self.deadline):
-            raise psycopg2.OperationalError("the server did not answer in time")
 
-
-def _wait(ref: weakref.ref[LocalGuard], conn: Connection) -> None:
-    guard = ref()
-    if guard is None:  # its thread was interrupted over it
-        ext.set_wait_callback(None)
-    if guard is not None and guard._conn is conn:
-        guard.wait()
-    else:  # a signal handler's statement on another connection
-        wait_for_answer(conn, None)
+def _wait_in_libpq(limit: Limit) -> None:
+    ext.set_wait_callback(None)
+    limit.end()
 
 
 def _limit_unacknowledged(conn: Connection, seconds: float) -> Callable[[], object]:

@@ -108,10 +108,12 @@ class PoolManager:
     def get_pool(self, config: Config, force_reload: bool = False) -> ConnectionPool:
         """Return the pool for a configuration, made if there is none.
 
-        ``config`` is a dsn or a mapping of :class:`ConnectionPool`'s arguments;
-        see :func:`read_configuration` for which are the same.  Two threads that
-        ask at once get the same pool; with ``background_prewarm=False`` both
-        wait until it is connected, and both get the error if that fails.
+        ``config`` is a dsn or a mapping of :class:`ConnectionPool`'s arguments.
+        The same pool is that of all that mean the same, however they say it: in a
+        dsn, a URL, keywords, a service file or the environment, in whatever
+        order, with defaults written out or left out.  Two threads that ask at
+        once get the same pool; with ``background_prewarm=False`` both wait until
+        it is connected, and both get the error if that fails.
 
         ``force_reload`` makes a new pool and closes the old one: its waiters get
         :class:`PoolClosed`, what is in use is closed when it comes back.  If the

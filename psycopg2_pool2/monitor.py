@@ -19,8 +19,8 @@ from collections.abc import Callable
 from typing import Any
 
 from .guards import Guards
-from .watch import QueueSleeper, Sleeper, make_sleeper
-from .workers import BASE, Workers
+from .watch import QueueSleeper, Sleeper, can_watch, make_sleeper
+from .workers import BASE, Workers, rest_if_copied
 
 logger = logging.getLogger("psycopg2_pool2")
 
@@ -132,6 +132,11 @@ class Monitor:
         self._watched[fd] = on_hangup
         self._sleeper.watch(fd)
 
+    @property
+    def is_outdated(self) -> bool:
+        """Whether gevent has patched the process before anything began here."""
+        return self._thread is None and self.watches and not can_watch()
+
     def unwatch(self, fd: int) -> None:
         """Forget the socket; call before it is closed."""
         self._watched.pop(fd, None)
@@ -143,10 +148,10 @@ class Monitor:
         self._sleeper.wake()
 
     def abandon(self) -> None:
-        """Do nothing any more and give the descriptors up, in a forked child.
+        """Do nothing any more and give the descriptors up.
 
-        The child may have been forked in the middle of what a pool does, and
-        goes on with that.
+        For a forked child, which may have been forked in the middle of what a
+        pool does, and goes on with that.
         """
         self._abandoned = True
         inherited, self._sleeper = self._sleeper, QueueSleeper()
@@ -164,8 +169,9 @@ class Monitor:
             self._thread.start()
 
     def _run(self) -> None:
-        while not self._run_safely():
+        while not self._abandoned and not self._run_safely():
             pass
+        rest_if_copied(self.pid)
         self.workers.stop()
 
     def _finished(self) -> bool:
@@ -232,6 +238,9 @@ def get_monitor() -> Monitor:
     global _monitor
     if _monitor is not None and _monitor.pid != os.getpid():
         _after_fork_in_child()  # a fork that Python was not told of
+    if _monitor is not None and _monitor.is_outdated:
+        _monitor.abandon()
+        _monitor = None
     if _monitor is None:
         with _making:
             if _monitor is None:

@@ -23,25 +23,31 @@ from .blocks import LoanBlock, TransactionBlock
 from .breaker import CircuitBreaker
 from .care import Care
 from .connection import Tracked
-from .connector import Connection, Connector, Reset, Test, cut_off
-from .desk import Desk
+from .connector import Connection, Connector, Reset, Test
+from .desk import Desk, MakeWaiter
 from .endpoints import Endpoints
 from .errors import PoolClosed, PoolError
 from .failures import says_lost
 from .monitor import Monitor, get_monitor
+from .observers import Observer, Observers
 from .options import PoolOptions
 from .report import Report
 from .resolver import Resolver
+from .sockets import cut_off
 from .stats import Counters
+from .steps import Steps
 from .store import Record, Store
 from .supply import Supply
 from .timing import Clock, ClockJumps, Deadline, wakeful_clock
 from .upkeep import Upkeep
 
 if TYPE_CHECKING:
+    import socket
+
     from .snapshots import EndpointStats, PoolStats
 
-_POOL_DEFAULT: Any = type("POOL_DEFAULT", (), {"__repr__": lambda self: "the pool's timeout"})()
+#: Stands for the pool's own timeout.
+POOL_DEFAULT: Any = type("POOL_DEFAULT", (), {"__repr__": lambda self: "the pool's timeout"})()
 _LOOK_AGAIN = 0.5
 
 _numbers = itertools.count(1)
@@ -191,18 +197,17 @@ class ConnectionPool:
             connect_kwargs.setdefault("connect_timeout", 5)
         self.connect_kwargs = connect_kwargs
         self.name = name or f"pool-{next(_numbers)}"
+        self._observers = Observers(self.name)
         self._build(*sizes)
         _pools.add(self)
-        if not background_prewarm:
-            self._prewarm()
-        self._start()
+        self._open(background_prewarm)
 
     def _build(self, minconn: int, maxconn: float) -> None:
         """Put the parts together; again in a forked child, which starts empty."""
         options, clock = self._options, self._clock
         self._pid = os.getpid()
         monitor: Monitor | None = get_monitor() if options.num_workers else None
-        counters = Counters()
+        counters = Counters(self._observers)
         store: Store[Connection] = Store(minconn, maxconn, clock)
         endpoints = Endpoints(
             self._connector.parameters,
@@ -237,17 +242,31 @@ class ConnectionPool:
         self._monitor, self._counters, self._store = monitor, counters, store
         self._supply, self._upkeep, self._report = supply, upkeep, report
         self._started = self._prewarmed = False
-        # Where the monitor watches the sockets, an idle connection without a mark
-        # on its record may be lent as it is; elsewhere it is probed first.
-        self._lends_untested = (
-            options.test_on_borrow is False and supply.watches and not options.tracks_loans
-        )
         self._decides_at_return = options.decides_at_return
         # Bound once: looking them up is a sixth of the idle cycle.
         self._popleft = store.idle.popleft
         self._lend = store.lent.add
         self._claim = store.claim
-        self._give_back = store.give_back
+        self._choose_path()
+
+    def _choose_path(self) -> None:
+        """Let borrow and return go by the desk where it has something to note."""
+        observed = bool(self._observers.all)
+        # Where the monitor watches the sockets, an idle connection without a mark
+        # on its record may be lent as it is; elsewhere it is probed first.
+        self._lends_untested = (
+            self._options.test_on_borrow is False
+            and self._supply.watches
+            and not self._options.tracks_loans
+            and not observed
+        )
+        self._give_back = self._desk.give_back if observed else self._store.give_back
+
+    def _open(self, in_background: bool) -> None:
+        """Begin to keep ``minconn`` open; unless in the background, open them here or raise."""
+        if not in_background:
+            self._prewarm()
+        self._start()
 
     def _prewarm(self) -> None:
         try:
@@ -259,6 +278,8 @@ class ConnectionPool:
 
     def _start(self) -> None:
         """Begin what goes on in the background."""
+        if self._monitor is not None and self._monitor is not get_monitor():
+            self._rebuild()  # gevent has patched the process since
         self._started = True
         if self._monitor is not None:
             self._monitor.serve(self, self._options.num_workers)
@@ -268,7 +289,7 @@ class ConnectionPool:
     # -- borrowing and returning -------------------------------------------
 
     def getconn(
-        self, key: Hashable | None = None, *, timeout: float | None = _POOL_DEFAULT
+        self, key: Hashable | None = None, *, timeout: float | None = POOL_DEFAULT
     ) -> Connection:
         """Borrow a connection; give it back with :meth:`putconn`.
 
@@ -300,15 +321,23 @@ class ConnectionPool:
     def _getconn(self, conn: Connection | None, key: Hashable | None, timeout: Any) -> Connection:
         if self._notice_fork():
             conn = None
-        if not self._started:
-            self._start()
-        if timeout is _POOL_DEFAULT:
-            timeout = self._options.timeout
-        else:
-            checks.seconds("timeout", timeout, optional=True)
+        timeout = self._begin_borrow(timeout)
         if key is None:
             return self._desk.lend(conn, timeout)
         return self._desk.lend_keyed(key, timeout)
+
+    def _lending(self, timeout: Any, make_waiter: MakeWaiter) -> Steps[Connection]:
+        """Borrow in steps; the borrower waits as what ``make_waiter`` returns."""
+        self._notice_fork()
+        return (yield from self._desk.lending(self._begin_borrow(timeout), make_waiter))
+
+    def _begin_borrow(self, timeout: Any) -> float | None:
+        if not self._started:
+            self._start()
+        if timeout is POOL_DEFAULT:
+            return self._options.timeout
+        seconds: float | None = checks.seconds("timeout", timeout, optional=True)
+        return seconds
 
     def putconn(self, conn: Connection, key: Hashable | None = None, close: bool = False) -> None:
         """Give a borrowed connection back; with ``close`` it is closed.
@@ -344,12 +373,25 @@ class ConnectionPool:
             if leftovers:
                 self._supply.close_all(leftovers)
 
+    def _returns_at_once(self, conn: Any) -> bool:
+        """Tell whether giving it back needs neither the network nor the program's callbacks."""
+        return not hasattr(conn, "pool_record") or not (
+            self._decides_at_return
+            or conn.pool_record.attention
+            or conn.get_transaction_status()
+            or conn.status != STATUS_READY
+        )
+
+    def _interrupt(self, conn: Connection, twin: socket.socket) -> None:
+        """End what another thread does with a connection; ``twin`` is a copy of its socket."""
+        self._connector.interrupt(conn, twin, self._options.test_timeout)
+
     def _refuse(self, conn: Any) -> None:
         """Raise for a connection that is not in use, unless this process only inherited it."""
         if not _is_inherited(conn):
             raise self._desk.refuse(conn)
 
-    def conn(self, timeout: float | None = _POOL_DEFAULT) -> LoanBlock:
+    def conn(self, timeout: float | None = POOL_DEFAULT) -> LoanBlock:
         """Return a context manager that borrows a connection and gives it back.
 
         Commits nothing; what is open at the end is rolled back.  ``timeout`` is
@@ -357,7 +399,7 @@ class ConnectionPool:
         """
         return LoanBlock(self, timeout)
 
-    def transaction(self, timeout: float | None = _POOL_DEFAULT) -> TransactionBlock:
+    def transaction(self, timeout: float | None = POOL_DEFAULT) -> TransactionBlock:
         """Return a context manager like :meth:`conn`: commits, or rolls back on an exception."""
         return TransactionBlock(self, timeout)
 
@@ -504,10 +546,7 @@ class ConnectionPool:
     @classmethod
     def from_env(cls, **overrides: Any) -> ConnectionPool:
         """Make a pool from ``DATABASE_URL``, or else from libpq's ``PG*`` variables."""
-        url = os.environ.get("DATABASE_URL")
-        if url:
-            overrides.setdefault("dsn", url)
-        return cls(**overrides)
+        return cls(**from_environment(overrides))
 
     # -- what it tells -----------------------------------------------------
 
@@ -609,6 +648,21 @@ class ConnectionPool:
 
     # -- helpers -----------------------------------------------------------
 
+    def _observe(self, observer: Observer) -> None:
+        """Tell an observer of all durations, of loans that begin from now on."""
+        with self._observers.lock:
+            if not self._observers.all:
+                for record in self._store.all_records():
+                    record.lent_at = None  # of a loan that nobody saw end
+            self._observers.add(observer)
+            self._choose_path()
+
+    def _unobserve(self, observer: Observer) -> None:
+        """Tell an observer no more; harmless when repeated."""
+        with self._observers.lock:
+            self._observers.remove(observer)
+            self._choose_path()
+
     def _open_missing(self) -> bool:
         """Open one connection in this thread if fewer than ``minconn`` are; tell whether it did."""
         if not self._store.missing:
@@ -637,14 +691,25 @@ class ConnectionPool:
         What is done in this process with a connection that it inherited while
         in use, by the program or by psycopg2, ends at a dead socket.
         """
-        inherited = self._store
-        closed = inherited.closed
-        for conn in [*inherited.idle, *(record() for record in inherited.lent.copy())]:
+        for record in self._store.records.copy():
+            conn: Connection = record()
             with contextlib.suppress(Exception):
                 cut_off(conn.fileno())
-        self._build(inherited.minconn, inherited.maxconn)
-        if closed:
+        self._observers = self._observers.in_child()
+        self._rebuild()
+
+    def _rebuild(self) -> None:
+        """Put the parts together anew, with the sizes that there are now."""
+        before = self._store
+        self._build(before.minconn, before.maxconn)
+        if before.closed:
             self._store.close()
+
+
+def from_environment(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a pool's arguments: ``DATABASE_URL`` is the dsn, unless one is among ``overrides``."""
+    url = os.environ.get("DATABASE_URL")
+    return {"dsn": url, **overrides} if url else dict(overrides)
 
 
 def _is_inherited(conn: Any) -> bool:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import threading
 
+from .observers import Observers
+
 
 class Counters:
     """Sums that only grow; for the slow paths, since each addition takes a lock.
 
     What the fast path would have to count is counted by the records of the
-    connections themselves.
+    connections themselves.  Single durations go to the ``observers``.
     """
 
-    __slots__ = ("_lock", "_sums")
+    __slots__ = ("_lock", "_sums", "observers")
 
     NAMES = (
         "usage_ms",
@@ -24,6 +26,7 @@ class Counters:
         "connections_ms",
         "connections_errors",
         "connections_lost",
+        "requests_timeouts",
         "connections_leaked",
         "connections_detached",
         "connections_reaped",
@@ -31,7 +34,8 @@ class Counters:
         "tests_failed",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, observers: Observers | None = None) -> None:
+        self.observers = observers or Observers("")
         self._lock = threading.RLock()
         self._sums: dict[str, float] = dict.fromkeys(self.NAMES, 0)
 

@@ -23,11 +23,13 @@ import psycopg2
 from .bell import Bell
 from .breaker import Attempt
 from .care import Care
+from .connection import InheritedError
 from .connector import Connection, Connector
 from .endpoints import Choice, Endpoint, Endpoints
 from .errors import PoolUnavailable
 from .failures import Verdict, judge, reissue
 from .monitor import Monitor, Timer
+from .outage import Outage
 from .stats import Counters
 from .store import Permit, Record, Store
 from .timing import Clock
@@ -37,14 +39,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("psycopg2_pool2")
 
-REMEMBERED = 0.25
-"""Seconds that a final error is told to newcomers instead of being asked for again."""
-LONGEST_FINAL_PAUSE = 60.0
-"""Seconds between attempts that nobody waits for, when the last error was final."""
 LOOKUP_TIMEOUT = 5.0
 """Seconds that looking a name up may take, and half of what a borrower has left."""
-LONG_ENOUGH = 30.0
-"""Seconds between two outages that are logged as a warning; a server may come and go."""
 SHORT_LOOKUP = 1.0
 """Seconds that it may take if there are endpoints to try already."""
 FIRST_TRY = 2.0
@@ -92,15 +88,8 @@ class Supply:
         self._worry: weakref.WeakMethod[Callable[[], None]] | None = None
         self.opened = Bell()  # rung whenever one has been opened and kept
         self.emptied = Bell()  # rung when nothing is open any more
+        self._outage = Outage(name, connector.tell, clock)
         self._lock = threading.RLock()  # guards what follows
-        self._last_error: BaseException | None = None
-        self._final_error: BaseException | None = None
-        self._final_since = 0.0
-        self._final_pause = REMEMBERED
-        self._down_since: float | None = None
-        self._failed_attempts = 0
-        self._warned = False
-        self._silent_until = -math.inf
         self._retry: Timer | None = None
         self._drains = 0
         self._replacing: set[Record] = set()
@@ -150,17 +139,10 @@ class Supply:
     def allowance(self) -> tuple[int, float]:
         """Return how many may be opened at once now, and in how many seconds more may be."""
         outlook = self._endpoints.outlook()
-        rest = self._final_rest()
+        rest = self._outage.rest()
         if rest or not outlook.limit:
             return 0, rest if outlook.limit else max(outlook.pause, rest)
         return min(outlook.limit, self._most_at_once), outlook.pause
-
-    def _final_rest(self) -> float:
-        with self._lock:
-            now = self._clock()
-            if self._final_error is None or now >= self._final_since + REMEMBERED:
-                return 0.0
-            return self._final_since + self._final_pause - now
 
     def _retry_in(self, seconds: float) -> None:
         assert self._monitor is not None
@@ -196,20 +178,21 @@ class Supply:
             record.endpoint = endpoint
             if drains != self._drains:  # it is of the old kind
                 record.retired = record.attention = True
+            self._counters.observers.connected(self._clock() - started)
             self._introduce(conn, record)
         except BaseException as error:
             if conn is not None:
                 self._connector.close(conn)
                 self._store.forget_item(conn)
             self._store.drop_permit(permit)
-            if not isinstance(error, _NotNowError):
+            if not isinstance(error, (_NotNowError, InheritedError)):
                 self._failed(error, others_serve=at is not None)
             raise
         self._counters.add("connections_ms", (self._clock() - started) * 1000)
         if endpoint.doubtful:
             record.attention = True  # so that its first loan proves something
         else:
-            self._succeeded()
+            self._outage.end()
         return conn
 
     def keep(self, conn: Connection) -> None:
@@ -339,43 +322,14 @@ class Supply:
 
     # -- outcomes ----------------------------------------------------------
 
-    def _succeeded(self) -> None:
-        with self._lock:
-            self._last_error = self._final_error = None
-            self._final_pause = REMEMBERED
-            down_since, self._down_since = self._down_since, None
-            attempts, self._failed_attempts = self._failed_attempts, 0
-        if down_since is not None:
-            logger.log(
-                logging.INFO if self._warned else logging.DEBUG,
-                "pool %r: connected again after %.1f s and %d failed attempts",
-                self.name,
-                self._clock() - down_since,
-                attempts,
-            )
-
     def _failed(self, error: BaseException, *, others_serve: bool = False) -> None:
         asked_for_role = others_serve and judge(error) is Verdict.ROLE
         if not asked_for_role:
             self._counters.add("connections_errors")
         if others_serve or (not isinstance(error, Exception) and not self.has_workers):
             return  # not the end of the search, or this borrower was interrupted
-        kept = reissue(error)
-        is_final = judge(error) is Verdict.FINAL
-        with self._lock:
-            now = self._clock()
-            self._last_error = kept
-            if is_final:
-                if self._final_error is not None:
-                    self._final_pause = min(self._final_pause * 2, LONGEST_FINAL_PAUSE)
-                self._final_error, self._final_since = kept, now
-            self._failed_attempts += 1
-            first, self._down_since = self._down_since is None, self._down_since or now
-            self._warned = self._warned if not first else now >= self._silent_until
-            if first and self._warned:
-                self._silent_until = now + LONG_ENOUGH
-        level = logging.WARNING if first and self._warned else logging.DEBUG
-        logger.log(level, "pool %r: cannot connect: %s", self.name, self.tell(kept))
+        self._outage.note(error)
+        kept, is_final = reissue(error), judge(error) is Verdict.FINAL
         self._store.fail_waiters(lambda: reissue(kept), patient=is_final)
 
     def disappointed(self, error: BaseException, record: Record) -> None:
@@ -387,19 +341,18 @@ class Supply:
         """Note that a connection has passed a test, or a loan."""
         if record.endpoint.doubtful:
             self._recovered(record.endpoint, self._endpoints.proved(record.endpoint))
-            self._succeeded()
+            self._outage.end()
 
     @property
     def last_error(self) -> BaseException | None:
         """The error of the last attempt, if it failed; or why there is none yet."""
-        return self._last_error or self._endpoints.unanswered()
+        return self._outage.last_error or self._endpoints.unanswered()
 
     def refusal(self, patient: bool) -> BaseException | None:
         """Return what to raise to a borrower whom nothing idle can serve, if anything."""
-        with self._lock:
-            final, last = self._final_error, self._last_error
-            if final is not None and self._clock() < self._final_since + REMEMBERED:
-                return reissue(final)
+        final, last = self._outage.final_error, self._outage.last_error
+        if final is not None:
+            return reissue(final)
         if patient or last is None:
             return None
         outlook = self._endpoints.outlook()

@@ -232,8 +232,9 @@ class Upkeep:
         if isinstance(fault, SilenceError):
             gone = self._discard_idle(of.endpoint, fault.since)
         elif isinstance(fault, WrongRoleError):
+            # All first: one may be lent now and idle when those are looked at, or the reverse.
+            self._retire_all(of.endpoint)
             gone = self._discard_idle(of.endpoint, math.inf)
-            self._retire_in_use(of.endpoint)
         self.suspect_all()
         return gone
 
@@ -254,8 +255,8 @@ class Upkeep:
         if self._monitor is not None:
             self._monitor.submit(self.sweep)
 
-    def _retire_in_use(self, endpoint: object) -> None:
-        for record in self._store.lent.copy():
+    def _retire_all(self, endpoint: object) -> None:
+        for record in self._store.all_records():
             if record.endpoint == endpoint:
                 record.retired = record.attention = True
 

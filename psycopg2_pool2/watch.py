@@ -93,12 +93,15 @@ class QueueSleeper:
         pass
 
     def close(self) -> None:
-        pass
+        self.wake()
+
+
+def can_watch() -> bool:
+    """Tell whether sockets can be watched in this process."""
+    # gevent removes select.epoll; its threads must not block in a system call.
+    return hasattr(select, "epoll") and hasattr(os, "eventfd")
 
 
 def make_sleeper() -> Sleeper:
     """Return the best sleeper that this process has."""
-    # gevent removes select.epoll; its threads must not block in a system call.
-    if hasattr(select, "epoll") and hasattr(os, "eventfd"):
-        return EpollSleeper()
-    return QueueSleeper()
+    return EpollSleeper() if can_watch() else QueueSleeper()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import threading
 from collections.abc import Callable
@@ -17,6 +18,16 @@ LINGER = 2.0
 """Seconds that a thread waits for another job before it ends."""
 
 
+def rest_if_copied(pid: int) -> None:
+    """Keep a thread from ending in another process than that in which it began.
+
+    Threads end with a fork, but greenlets live on in the child, unknown to the
+    threading module there, which would complain of their end.
+    """
+    if os.getpid() != pid:
+        threading.Event().wait()
+
+
 class Workers:
     """Run jobs in daemon threads, as many as are needed and no more.
 
@@ -27,13 +38,14 @@ class Workers:
     """
 
     def __init__(self) -> None:
-        self.base = BASE
+        self.base: float = BASE
+        self._pid = os.getpid()
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         # Re-entered when the garbage collector runs a __del__ that returns a
         # connection; guards the set of threads.
         self._lock = threading.RLock()
         self._threads: set[threading.Thread] = set()
-        self._free = 0
+        self._free: set[threading.Thread] = set()  # not a count: that could be left wrong
         self._finished = 0
         self._finished_before = 0
 
@@ -57,7 +69,7 @@ class Workers:
     @property
     def crowded(self) -> bool:
         """Whether more jobs wait than threads are free to take them."""
-        return self._jobs.qsize() > self._free
+        return self._jobs.qsize() > len(self._free)
 
     def stop(self) -> None:
         """Let the threads end when they have done what is queued."""
@@ -68,11 +80,11 @@ class Workers:
     @property
     def busy(self) -> bool:
         """Whether anything is queued or being done."""
-        return bool(self._jobs.qsize()) or self._free < len(self._threads)
+        return bool(self._jobs.qsize()) or len(self._free) < len(self._threads)
 
     def _add_thread(self, most: float) -> None:
         with self._lock:
-            if self._jobs.qsize() <= self._free or len(self._threads) >= most:
+            if self._jobs.qsize() <= len(self._free) or len(self._threads) >= most:
                 return
             thread = threading.Thread(target=self._run, name="psycopg2_pool2-worker", daemon=True)
             self._threads.add(thread)
@@ -90,6 +102,7 @@ class Workers:
         try:
             while self._run_next():
                 pass
+            rest_if_copied(self._pid)
         finally:
             with self._lock:
                 self._threads.discard(threading.current_thread())
@@ -98,20 +111,22 @@ class Workers:
                 self._add_thread(self.base)
 
     def _run_next(self) -> bool:
-        with self._lock:
-            self._free += 1
+        me = threading.current_thread()
         try:
+            self._free.add(me)
             job = self._jobs.get(timeout=LINGER)
         except queue.Empty:
             return False
         finally:
-            with self._lock:
-                self._free -= 1
+            self._free.discard(me)
+        if self.crowded:  # by a job that was submitted before this thread was seen to be taken
+            self._add_thread(self.base)
         if job is None:
             return False
         try:
             job()
         except BaseException:  # a SystemExit of a user's callback too: the thread goes on
             logger.exception("a background job failed")
+        del job  # an exception that it keeps refers to this frame
         self._finished += 1
         return True

@@ -8,9 +8,10 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 
-from psycopg2_pool2.contrib.embedded import Server
+from psycopg2_pool2.contrib.embedded import Server, ports
 from tests.support.pgbouncer import MakePgBouncer, PgBouncer, new_pgbouncer
 from tests.support.proxy import Proxy
 from tests.support.servers import (
@@ -28,6 +29,22 @@ if TYPE_CHECKING:
 
 _MARKED_FOLDERS = {"integration", "stress"}
 _numbers = count(1)
+# The same examples in each run, and no judgement on the speed of the machine.
+hypothesis.settings.register_profile(
+    "the same every time",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("the same every time")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each process of pytest-xdist ports of its own: none takes what another found free."""
+    worker: dict[str, Any] = getattr(config, "workerinput", {"workerid": "gw0", "workercount": 1})
+    number = int(worker["workerid"].removeprefix("gw"))
+    ports.PORTS = ports.PORTS[number :: worker["workercount"]]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -107,9 +124,9 @@ def pgbouncer(request: pytest.FixtureRequest) -> Iterator[MakePgBouncer]:
     """Make PgBouncers before the shared server, or before another."""
     with ExitStack() as stack:
 
-        def make(server: Server | None = None) -> PgBouncer:
+        def make(server: Server | None = None, **settings: object) -> PgBouncer:
             behind: Server = server or request.getfixturevalue("server")
-            return stack.enter_context(new_pgbouncer(behind))
+            return stack.enter_context(new_pgbouncer(behind, **settings))
 
         yield make
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from ..connector import Connection
 from ..options import PoolOptions
 from ..pool import ConnectionPool
+from ..steps import Steps
 from .connection import LentConnection
 from .session import Loan, SharedSession
 
@@ -81,6 +82,15 @@ class RolledBackPool(ConnectionPool):
         conn = super().getconn(*args, **kwargs)
         sandbox.lend(conn)
         return conn
+
+    def _lending(self, *args: Any) -> Steps[Connection]:
+        sandbox = self._sandbox
+        conn = yield from super()._lending(*args)
+        sandbox.lend(conn)
+        return conn
+
+    def _returns_at_once(self, conn: Any) -> bool:
+        return False  # what the borrower left open is undone then
 
     def putconn(self, conn: Connection, *args: Any, **kwargs: Any) -> None:
         """Return as always; raise if what was undone was not the borrower's alone."""

@@ -27,7 +27,8 @@ from psycopg2 import errors
 from psycopg2 import extensions as ext
 
 from ..connection import really_close
-from ..connector import IDLE, INERROR, Connection, cut_off
+from ..connector import IDLE, INERROR, Connection
+from ..sockets import cut_off
 
 _PATIENCE = 5.0
 """Seconds that the end of a test waits for a statement of another thread."""

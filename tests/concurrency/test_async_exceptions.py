@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import itertools
 import random
@@ -18,8 +17,10 @@ import pytest
 
 from psycopg2_pool2 import ConnectionPool
 from psycopg2_pool2.contrib.embedded import Server
+from tests.support.interrupts import interrupt
 from tests.support.pools import MakePool, ask, assert_whole, watched_sessions
-from tests.support.waiting import wait_until
+from tests.support.random_actions import no_log
+from tests.support.waiting import place_of, wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -32,15 +33,8 @@ class Strike(BaseException):
     """What is thrown: no `except Exception` may stop it."""
 
 
-def strike(thread: threading.Thread) -> None:
-    """Throw `Strike` in a thread, at whatever it does."""
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(
-        ctypes.c_ulong(thread.ident or 0), ctypes.py_object(Strike)
-    )
-
-
 @pytest.fixture
-def quiet_strikes(monkeypatch: pytest.MonkeyPatch) -> None:
+def quiet_strikes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Have no report of a strike that nobody could catch: in a finalizer, at a thread's end."""
     at_thread_end, unraisable = threading.excepthook, sys.unraisablehook
 
@@ -54,6 +48,8 @@ def quiet_strikes(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(threading, "excepthook", thread_hook)
     monkeypatch.setattr(sys, "unraisablehook", unraisable_hook)
+    with no_log():
+        yield
 
 
 class Crowd:
@@ -72,7 +68,7 @@ class Crowd:
         place = random.randrange(BORROWERS)
         if not self._threads[place].is_alive():
             self._threads[place] = self._new_thread()
-        strike(self._threads[place])
+        interrupt(self._threads[place], Strike)
 
     def wait_for_borrow(self, before: int) -> None:
         wait_until(lambda: self.borrows > before, message="somebody borrows")
@@ -81,7 +77,7 @@ class Crowd:
         self.stop = True
         for thread in self._threads:
             thread.join(30)
-            assert not thread.is_alive(), "a borrower hangs"
+            assert not thread.is_alive(), f"a borrower hangs at:\n{place_of(thread)}"
 
     def _new_thread(self) -> threading.Thread:
         thread = threading.Thread(target=self._run, daemon=True)
@@ -152,7 +148,7 @@ def test_a_strike_at_waiters_takes_nothing_from_others(make_any_pool: MakePool) 
         waiter = threading.Thread(target=_wait_in_vain, args=[pool], daemon=True)
         waiter.start()
         wait_until(lambda: pool.get_stats()["requests_waiting"] == 1)
-        strike(waiter)
+        interrupt(waiter, Strike)
         pool.putconn(conn)  # to the waiter, who is struck as it wakes
         waiter.join(10)
         assert not waiter.is_alive()

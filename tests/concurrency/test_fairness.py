@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from functools import partial
 from typing import Any
 
@@ -17,7 +16,7 @@ from tests.support.waiting import in_thread, wait_until
 pytestmark = pytest.mark.integration
 
 THREADS = 64
-SECONDS = 1.0
+ENOUGH = 60
 
 
 def test_sixty_four_threads_on_four_connections_borrow_equally_often(
@@ -40,14 +39,19 @@ def test_sixty_four_threads_on_four_connections_borrow_equally_often(
     try:
         wait_until(lambda: min(borrows) >= 3)  # all have passed the barrier and stood in the queue
         before = list(borrows)
-        time.sleep(SECONDS)
-        counted = [now - then for now, then in zip(borrows, before, strict=True)]
+
+        def counted() -> list[int]:
+            return [now - then for now, then in zip(borrows, before, strict=True)]
+
+        wait_until(lambda: min(counted()) >= ENOUGH, 60, "each has borrowed often enough to tell")
+        final = counted()
     finally:
         stop.set()
     for thread in threads:
         thread.result(timeout=30)
-    assert min(counted) >= 10, "too few to tell"
-    assert min(counted) / max(counted) >= 0.8, sorted(counted)
+    # On a busy machine a thread may have to wait for a processor, which is not the pool's doing;
+    # where the pool is not fair some borrow a thousand times as often.
+    assert min(final) / max(final) >= 0.5, sorted(final)
 
 
 @pytest.mark.parametrize("maxconn", [1, 3])
@@ -106,7 +110,8 @@ def _has(served: list[int], number: int) -> bool:
 
 def _has_seen(pool: ConnectionPool, number: int) -> bool:
     """Ask whether so many wait, or have waited and left."""
-    return bool(waiting(pool) + pool.get_stats()["requests_errors"] == number)
+    stats = pool.get_stats()
+    return bool(stats["requests_waiting"] + stats["requests_errors"] == number)
 
 
 def test_who_comes_while_somebody_waits_does_not_take_what_is_idle(make_pool: MakePool) -> None:

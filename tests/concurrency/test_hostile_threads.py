@@ -120,7 +120,7 @@ def test_hostile_threads_never_exceed_maxconn_and_lose_no_slot(
         for thread in threads:
             thread.result(timeout=100)
     assert watch.peak <= MAXCONN
-    assert watch.samples > 50
+    assert watch.samples > 10
     assert seen["use_well"] > THREADS
     assert_whole(pool)
     wait_for_backends(server, app, MAXCONN)

@@ -1,5 +1,6 @@
-"""Pools for the tests of this folder."""
+"""Pools for the tests of this folder, and a Django site."""
 
 from tests.support.pools import app, make_any_pool, make_pool
+from tests.support.site import django_site, site
 
-__all__ = ["app", "make_any_pool", "make_pool"]
+__all__ = ["app", "django_site", "make_any_pool", "make_pool", "site"]

@@ -53,8 +53,7 @@ class TestWithWorkers:
         self, server: Server, app: str, adaptive: Make
     ) -> None:
         pool = adaptive(**QUICK)
-        meanwhile(pool, 7, lambda: len(server.backends(app)) == 10)
-        assert target(pool) == 10
+        meanwhile(pool, 7, lambda: target(pool) == 10 and len(server.backends(app)) == 10)
         # Nobody borrows any more: the timer alone brings it back.
         wait_until(lambda: target(pool) == 1)
         wait_for_backends(server, app, 1)
@@ -82,8 +81,7 @@ class TestWithWorkers:
             backends = set(server.backends(app))
             return len(backends) == 10 and not lost & backends
 
-        meanwhile(pool, 7, are_replaced)
-        assert target(pool) == 10
+        meanwhile(pool, 7, lambda: target(pool) == 10 and are_replaced())
 
     def test_never_opens_more_than_maxconn(self, server: Server, app: str, adaptive: Make) -> None:
         pool = adaptive(0, 8, **QUICK)

@@ -7,14 +7,12 @@ nothing, for ever. The kernel's limit, where it is one, is that of the pool's de
 
 from __future__ import annotations
 
-import ctypes
 import os
-import socket
-import struct
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
@@ -26,6 +24,7 @@ from psycopg2 import extensions as ext
 
 from psycopg2_pool2 import ConnectionPool, PoolTimeout
 from psycopg2_pool2.contrib.embedded import Server
+from tests.support.droppable import Droppable, droppable
 from tests.support.pools import (
     ask,
     assert_whole,
@@ -36,55 +35,15 @@ from tests.support.pools import (
     round_trip,
 )
 from tests.support.processes import in_child
-from tests.support.proxy import HasFileno, Link, Proxy
+from tests.support.proxy import Proxy
 from tests.support.tls import TlsServer
 from tests.support.waiting import Running, in_thread, wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="packets are dropped as Linux can")
 
 TEST_TIMEOUT = 0.3
-LONG = 4.0
+LONG = 12.0
 """Seconds that nothing lasts; far from test_timeout, and from the kernel's 30."""
-
-# A classic BPF program of one instruction: drop the packet.
-_DROP_ALL = struct.pack("HBBI", 0x06, 0, 0, 0)
-_SO_ATTACH_FILTER = 26
-
-
-class Droppable(Proxy):
-    """A proxy whose machine can stop to take notice of packets: they are not acknowledged."""
-
-    def drop(self, only: HasFileno | None = None) -> set[int]:
-        """Ignore what the present connections send from now on, or just one client's.
-
-        What comes from the server is still delivered, and new connections are served. Returns
-        the ports of the clients.
-        """
-        return self._do(lambda: self._drop(self._chosen(only)))
-
-    def drop_connects(self) -> None:
-        """Ignore whoever wants to connect."""
-        assert self._listener is not None
-        listener = self._listener
-        self._do(lambda: _ignore_packets(listener))
-
-    def _drop(self, links: list[Link]) -> set[int]:
-        _ignore_packets(*(link.client for link in links))
-        return {link.client_address[1] for link in links}
-
-
-def _ignore_packets(*socks: socket.socket) -> None:
-    instructions = ctypes.create_string_buffer(_DROP_ALL)
-    program = struct.pack("HL", 1, ctypes.addressof(instructions))
-    for sock in socks:
-        sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
-
-
-@contextmanager
-def droppable(server: Server) -> Iterator[Droppable]:
-    """Make a proxy before a server."""
-    with Droppable((server.host, server.port)) as made:
-        yield made
 
 
 @dataclass
@@ -303,7 +262,7 @@ def pool_through(network: Proxy, server: Server, *sizes: int, **kwargs: Any) -> 
 class TestSilence:
     """One connection that does not answer has those discarded that nobody has heard from since."""
 
-    NUMBER = 8
+    NUMBER = 24
     SECONDS = 0.5
 
     def idle_in_a_black_hole(self, network: Droppable, pool: ConnectionPool) -> set[int]:
@@ -340,7 +299,8 @@ class TestSilence:
     def test_costs_nobody_a_connection_that_was_used_since(
         self, server: Server, network: Droppable, num_workers: int
     ) -> None:
-        options = {"test_timeout": self.SECONDS, "num_workers": num_workers}
+        # Time enough to use the other one, and to return it.
+        options = {"test_timeout": 2, "num_workers": num_workers}
         with pool_through(network, server, 0, 2, **options) as pool:
             silent, good = borrow(pool, 2)
             network.drop(silent)
@@ -462,11 +422,11 @@ class TestOthers:
                 stack.enter_context(pool)
             hanging: list[Running[Any]] = [in_thread(tested.check)]
             for pool in opening:
-                hanging.extend(in_thread(pool.getconn, timeout=20) for _ in range(3))
+                hanging.extend(in_thread(pool.getconn, timeout=60) for _ in range(3))
             wait_until(lambda: network.connections == 9)
             good = stack.enter_context(ConnectionPool(0, 3, **server.params))
             for _ in range(20):
-                in_thread(borrowed_pids, good, 3).result(timeout=5)
+                in_thread(borrowed_pids, good, 3).result()
             assert not any(run.done for run in hanging)
             for pool in opening:
                 pool.shutdown()
@@ -504,9 +464,16 @@ class TestRunningStatements:
         """In a child, as psycopg2 lets nothing else run in a process while it cancels."""
         frozen = Signal()
 
-        def child() -> float:
+        def child() -> str:
             options = {"test_timeout": self.SECONDS, "num_workers": num_workers}
             pool = pool_through(network, server, 0, 1, application_name=app, **options)
+            abort, threads = pool._connector.abort, []
+
+            def note_thread(conn: Any, seconds: float) -> None:
+                threads.append(threading.current_thread().name)
+                abort(conn, seconds)
+
+            pytest.MonkeyPatch().setattr(pool._connector, "abort", note_thread)
             conn = pool.getconn(timeout=10)
             statement = in_thread(ask, conn, "SELECT pg_sleep(60)")
             frozen.wait()
@@ -516,9 +483,11 @@ class TestRunningStatements:
             seconds = time.monotonic() - started
             wait_until(lambda: pool.get_stats()["pool_size"] == 0, timeout=LONG)
             assert isinstance(statement.error(), psycopg2.Error)
-            return seconds
+            assert seconds < LONG
+            [thread] = threads
+            return thread
 
-        running = in_thread(in_child, child, timeout=self.SECONDS + LONG)
+        running = in_thread(in_child, child)
         wait_until(lambda: running.done or running_statements(server, app))
         if running.done:
             running.result()
@@ -527,7 +496,7 @@ class TestRunningStatements:
             network.freeze()
             frozen.give()
             # Without workers it is closed on the way.
-            assert float(running.result(timeout=30)) < (self.SECONDS if num_workers else LONG)
+            assert (running.result(40) == "psycopg2_pool2-worker") == bool(num_workers)
         finally:
             server.terminate_backend(pid)
 

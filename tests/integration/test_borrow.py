@@ -35,6 +35,7 @@ from tests.support.pools import (
     round_trip,
     start_waiter,
     wait_for_waiters,
+    wait_until_lost,
     waiting,
 )
 from tests.support.servers import StatementLog
@@ -68,6 +69,10 @@ KEYWORDS: dict[str, object] = {
     "breaker": None,
     "name": None,
 }
+
+
+AT_ONCE = 8.0
+"""Seconds: far more than a busy machine needs, far less than the 30 that a borrower might wait."""
 
 
 class TestConstructor:
@@ -128,7 +133,7 @@ class TestTimeouts:
         started = time.monotonic()
         with pytest.raises(PoolExhausted):
             _ = pool.getconn() if by_pool else pool.getconn(timeout=0)
-        assert time.monotonic() - started < 0.5
+        assert time.monotonic() - started < AT_ONCE
         pool.putconn(kept)
 
     def test_zero_waits_for_the_connection_that_is_opened_for_it(
@@ -142,7 +147,7 @@ class TestTimeouts:
     def test_a_number_raises_within_so_many_seconds(
         self, make_any_pool: MakePool, how: str
     ) -> None:
-        pool = make_any_pool(maxconn=1, timeout=0.1 if how == "the pool's" else 0)
+        pool = make_any_pool(maxconn=1, timeout=0.1 if how == "the pool's" else 30)
         kept = pool.getconn(timeout=10)
 
         def borrow_another() -> None:
@@ -160,7 +165,7 @@ class TestTimeouts:
         started = time.monotonic()
         with pytest.raises(PoolTimeout):
             borrow_another()
-        assert 0.09 <= time.monotonic() - started < 0.6
+        assert 0.09 <= time.monotonic() - started < AT_ONCE
         pool.putconn(kept)
 
     def test_none_waits_until_one_comes_back(self, make_any_pool: MakePool) -> None:
@@ -181,13 +186,11 @@ class TestTimeouts:
 
     def test_is_the_end_of_a_borrow_whose_tests_always_fail(self, make_any_pool: MakePool) -> None:
         pool = make_any_pool(test_on_borrow=_refuse_all)
-        started = time.monotonic()
         borrower = in_thread(pool.getconn, timeout=0.2)
         try:
-            assert isinstance(borrower.error(timeout=3), (PoolTimeout, RuntimeError))
+            assert isinstance(borrower.error(), (PoolTimeout, RuntimeError))
         finally:
             pool.shutdown()  # should it go on, this ends it
-        assert time.monotonic() - started < 1
         assert pool.stats().in_use == 0
 
     def test_zero_does_not_try_for_ever_when_tests_always_fail(
@@ -384,10 +387,10 @@ class TestTestOnBorrow:
     def test_tests_only_what_was_idle_for_test_idle_after(
         self, make_any_pool: MakePool, statement_log: StatementLog
     ) -> None:
-        pool = make_any_pool(test_idle_after=0.2)
+        pool = make_any_pool(test_idle_after=100)
         fill(pool, 1)
         assert statement_log.during(lambda: pool.putconn(pool.getconn())) == []
-        time.sleep(0.25)
+        pool._store.idle[0].pool_record.idle_since -= 100
         assert statement_log.during(lambda: pool.putconn(pool.getconn())) == ["SELECT 1"]
         assert statement_log.during(lambda: pool.putconn(pool.getconn())) == []
 
@@ -400,20 +403,11 @@ class TestTestOnBorrow:
         give_back(pool, list(conns))
         server.terminate_backend(pid_of(conns[0]))
         others = conns[1:]
-        wait_until(lambda: pool.stats().idle == 2 or pool.get_stats()["pool_size"] == 3)
+        wait_until_lost(pool)
         statement_log.clear()
         survivors = borrow(pool, 2)
         assert survivors == others
         assert statement_log.statements() == ["SELECT 1"] * 2
-
-
-def wait_until_noticed(pool: ConnectionPool) -> None:
-    """Wait until the monitor has seen sessions end, where no test tells a borrower.
-
-    It does within a millisecond of the end of the stream; the server's list is faster.
-    """
-    if pool._monitor is not None:
-        wait_until(lambda: pool.stats().idle == 0)
 
 
 class TestDeadConnections:
@@ -425,7 +419,7 @@ class TestDeadConnections:
         old = fill(pool, 4)
         assert len(end_sessions(server, app)) == 4
         if test_on_borrow is False:
-            wait_until_noticed(pool)
+            wait_until_lost(pool, 4)
         assert not set(borrowed_pids(pool, 4)) & set(old)
 
     @pytest.mark.parametrize("test_on_borrow", [True, False])
@@ -433,10 +427,10 @@ class TestDeadConnections:
         self, server: Server, app: str, make_any_pool: MakePool, test_on_borrow: bool
     ) -> None:
         pool = make_any_pool(test_on_borrow=test_on_borrow, test_idle_after=300)
-        for _ in range(5):
+        for number in range(5):
             old = fill(pool, 4)
             end_sessions(server, app)
-            wait_until_noticed(pool)
+            wait_until_lost(pool, 4 * (number + 1))
             assert not set(borrowed_pids(pool, 4)) & set(old)
 
     @pytest.mark.parametrize("test_on_borrow", [True, False])
@@ -447,10 +441,10 @@ class TestDeadConnections:
         fill(pool, 30)
         end_sessions(server, app)
         if not test_on_borrow:
-            wait_until_noticed(pool)
+            wait_until_lost(pool, 30)
         started = time.monotonic()
         round_trip(pool)
-        assert time.monotonic() - started < 1  # and not a back-off for each
+        assert time.monotonic() - started < AT_ONCE  # and not a back-off for each
 
     def test_of_former_borrowers_who_close_them_while_they_are_idle_are_not_lent(
         self, make_any_pool: MakePool
@@ -486,7 +480,7 @@ class TestDeadConnections:
         assert round_trip(pool) == pid
         server.execute("NOTIFY news")
         server.terminate_backend(pid)
-        wait_until_noticed(pool)
+        wait_until_lost(pool)
         assert round_trip(pool) != pid
 
 

@@ -6,6 +6,7 @@ not. Whoever makes it longer on purpose raises the budget here.
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ import pytest
 
 import psycopg2_pool2
 from psycopg2_pool2 import ConnectionPool
+from psycopg2_pool2.contrib.prometheus import PoolCollector
 from tests.support.pools import MakePool
 
 PACKAGE = str(Path(psycopg2_pool2.__file__).parent)
@@ -78,12 +80,17 @@ def _is_ours(frame: FrameType) -> bool:
 
 @contextmanager
 def _restored(get: Callable[[], Any], put: Callable[[Any], None]) -> Iterator[None]:
-    """Put back afterwards what measures coverage."""
+    """Put back afterwards what measures coverage; have no garbage collected meanwhile.
+
+    That may be another test's pool, whose end is not this one's cost.
+    """
     before = get()
+    gc.disable()
     try:
         yield
     finally:
         put(before)
+        gc.enable()
 
 
 def warm_cycle(pool: ConnectionPool) -> Callable[[], object]:
@@ -123,6 +130,17 @@ def test_an_idle_cycle_takes_no_more_instructions_than_its_budget(
     if budget is None:
         pytest.skip("nobody has counted the instructions on this Python yet")
     assert 0 < count_instructions(act) <= budget
+
+
+def test_observers_cost_nothing_once_they_have_left(make_pool: MakePool) -> None:
+    pool = make_pool(1, test_on_borrow=False)
+    collector = PoolCollector(pool)
+    act = warm_cycle(pool)
+    assert count_calls(act).functions > CALLS.functions
+    collector.remove(pool)
+    calls = count_calls(act)
+    assert calls.functions <= CALLS.functions
+    assert calls.builtins <= CALLS.builtins
 
 
 def test_a_longer_path_is_noticed(act_longer: Callable[[], object]) -> None:

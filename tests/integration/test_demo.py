@@ -98,7 +98,7 @@ def test_shows_one_changing_line_on_a_terminal() -> None:
         output = read_all(leader)
     assert process.returncode == 0, output
     assert_success(output)
-    assert output.count("\r\x1b[K") > 20
+    assert output.count("\r\x1b[K") > 5
     assert "\x1b[" not in output.replace("\x1b[K", "")  # no colours
 
 
@@ -127,7 +127,7 @@ def test_ends_cleanly_when_interrupted(moment: str) -> None:
         while moment not in process.stdout.readline():
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=10)
+        _, errors = process.communicate(timeout=_LIMIT)
     assert (process.returncode, errors) == (130, "\ninterrupted\n")
 
 
@@ -140,7 +140,7 @@ def test_removes_its_tables_when_interrupted(server: Server) -> None:
             assert process.poll() is None
         assert len(tables(server)) == 4  # two, and their indexes
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=10)
+        process.communicate(timeout=_LIMIT)
     assert tables(server) == []
 
 
@@ -191,4 +191,4 @@ def test_lists_the_commands_that_exist(capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(SystemExit) as ended:
         main(["--help"])
     assert ended.value.code == 0
-    assert re.findall(r"^    (\w+)  ", capsys.readouterr().out, re.MULTILINE) == ["demo"]
+    assert re.findall(r"^    (\w+)  ", capsys.readouterr().out, re.MULTILINE) == ["bench", "demo", "doctor", "watch"]

@@ -25,9 +25,10 @@ from psycopg2_pool2 import (
     TooManyRequests,
 )
 from psycopg2_pool2.contrib.embedded import Server, free_port
+from tests.support.dns import DnsServer
 from tests.support.pools import MakePool, assert_whole, pool_maker, round_trip, start_waiter
 from tests.support.servers import MakeServer, new_server
-from tests.support.waiting import wait_until
+from tests.support.waiting import in_thread, wait_until
 
 SECRET = "correct-horse-9182"
 WRONG = "wrong-battery-7364"
@@ -71,7 +72,7 @@ class TestRefusedPort:
         started = time.monotonic()
         with pytest.raises(psycopg2.OperationalError, match="refused") as caught:
             pool.getconn()
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 10
         assert "127.0.0.1" in str(caught.value)
         assert str(nowhere["port"]) in str(caught.value)
 
@@ -79,6 +80,8 @@ class TestRefusedPort:
         self, make_any_pool: MakePool, nowhere: dict[str, Any]
     ) -> None:
         pool = make_any_pool(maxconn=3, name="lonely", **nowhere)
+        with pytest.raises(psycopg2.OperationalError):
+            pool.getconn()  # so that there has been an attempt
         with pytest.raises(PoolTimeout) as caught:
             pool.getconn(timeout=0.2)
         assert isinstance(caught.value.__cause__, psycopg2.OperationalError)
@@ -111,9 +114,11 @@ class TestRefusedPort:
         self, make_any_pool: MakePool, nowhere: dict[str, Any]
     ) -> None:
         pool = make_any_pool(maxconn=50, **nowhere)
-        waiters = [start_waiter(pool, timeout=0.5) for _ in range(30)]
+        started = time.monotonic()
+        waiters = [in_thread(pool.getconn, timeout=0.5) for _ in range(30)]
         assert {type(waiter.error()) for waiter in waiters} == {PoolTimeout}
-        assert pool.get_stats()["connections_errors"] <= 12
+        # Three at once, then at most five a second.
+        assert pool.get_stats()["connections_errors"] <= 5 + (time.monotonic() - started) / 0.2
 
     def test_loses_no_slot(self, make_any_pool: MakePool, make_server: MakeServer) -> None:
         server = make_server()
@@ -154,7 +159,7 @@ class TestFinalErrors:
             psycopg2.OperationalError, match=r'password authentication failed for user "careful"'
         ):
             pool.getconn(timeout=timeout)
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 15
         assert pool.stats().in_use == 0
 
     def test_a_right_password(self, make_strict_pool: MakePool) -> None:
@@ -315,7 +320,8 @@ class TestExhaustion:
 
 
 class TestUnknownHosts:
-    def test_are_errors_of_the_name(self, make_any_pool: MakePool) -> None:
-        pool = make_any_pool(host="no-such-host.invalid", user="postgres")
+    def test_are_errors_of_the_name(self, make_any_pool: MakePool, dns_server: DnsServer) -> None:
+        resolver = dns_server.resolver()
+        pool = make_any_pool(host="no-such-host.invalid", user="postgres", resolver=resolver)
         with pytest.raises(psycopg2.OperationalError, match=r"no-such-host\.invalid"):
             pool.getconn(timeout=0)

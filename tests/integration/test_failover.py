@@ -385,6 +385,25 @@ class TestSwitchover:
         assert write(pool) == pair.active.host
         assert_whole(pool)
 
+    @pytest.mark.parametrize("testing", ["untested"])
+    def test_costs_nobody_an_error_whose_connection_comes_back_while_the_idle_ones_are_discarded(
+        self, pair: Pair, pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        late = pool.getconn(timeout=10)
+        discard_idle = pool._upkeep._discard_idle
+
+        def discard_and_return(endpoint: object, since: float) -> int:
+            gone = discard_idle(endpoint, since)
+            if late in pool.connections_in_use:
+                pool.putconn(late)
+            return gone
+
+        monkeypatch.setattr(pool._upkeep, "_discard_idle", discard_and_return)
+        fail_by_hand(pool, pair.switch_over)
+        assert late not in pool.connections_in_use
+        assert addresses(pool, WRITERS) == {pair.active.host}
+        assert_whole(pool)
+
     def test_under_load_hands_no_read_only_connection_out_after_the_first_error(
         self, pair: Pair, pool: ConnectionPool, testing: str
     ) -> None:

@@ -5,22 +5,19 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import re
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from psycopg2_pool2.contrib.embedded import Server
-from tests.support.apps.celery_folders import settings
+from tests.support.apps.celery_folders import deliver, settings
 from tests.support.apps.sessions import Seen, Witness
 from tests.support.pools import wait_for_backends
+from tests.support.programs import START_SECONDS, Program, started
 from tests.support.servers import StatementLog
 from tests.support.waiting import in_thread, wait_until
 
@@ -28,70 +25,6 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has
 
 MASTERS_SESSIONS = 5
 WORKERS = 2
-START_SECONDS = 30
-
-
-class Program:
-    """A framework's master process, whose workers are its children."""
-
-    def __init__(self, command: list[str], environment: dict[str, str], output: Path) -> None:
-        self._output = output
-        with output.open("wb") as file:
-            self.process = subprocess.Popen(
-                # Python 3.12 and newer warn of every fork of a process that has threads.
-                [sys.executable, "-W", "ignore:This process:DeprecationWarning", *command],
-                env={**os.environ, **environment},
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    @property
-    def output(self) -> str:
-        """All that master and workers have written."""
-        return self._output.read_text()
-
-    def workers(self) -> set[int]:
-        """Return the process ids of the workers."""
-        return {child.pid for child in psutil.Process(self.process.pid).children()}
-
-    def wait_for(self, pattern: str) -> re.Match[str]:
-        """Wait until something is written; fail with all that was, if it is not."""
-
-        def found() -> re.Match[str] | None:
-            assert self.process.poll() is None, self.output
-            return re.search(pattern, self.output)
-
-        match = wait_until(found, START_SECONDS, f"{pattern!r} in {self._output}")
-        assert match is not None
-        return match
-
-    def ask_to_end(self) -> None:
-        """Send what a service manager sends."""
-        self.process.send_signal(signal.SIGTERM)
-
-    def exit_status(self) -> int:
-        """Wait for the end of the master."""
-        return self.process.wait(START_SECONDS)
-
-    def kill(self) -> None:
-        """End the master and its workers, whatever they do."""
-        try:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        self.process.wait()
-
-
-@contextmanager
-def started(command: list[str], environment: dict[str, str], output: Path) -> Iterator[Program]:
-    """Start a program, and kill what is left of it at the end."""
-    program = Program(command, environment, output)
-    try:
-        yield program
-    finally:
-        program.kill()
 
 
 class MastersSessions:
@@ -274,6 +207,7 @@ def test_celerys_processes_leave_the_sessions_of_the_master_alone(
     with celery(environment, tmp_path) as program:
         masters.remember()
         results = [client.send_task("answer") for _ in range(TASKS)]
+        deliver(tmp_path)
         answers = [result.get(timeout=START_SECONDS, interval=0.02) for result in results]
         assert len({answer["worker"] for answer in answers}) > WORKERS  # they were replaced
         assert not {answer["backend"] for answer in answers} & set(masters.pids)
@@ -282,6 +216,7 @@ def test_celerys_processes_leave_the_sessions_of_the_master_alone(
         program.ask_to_end()
         program.wait_for("Warm shutdown")
         client.send_task("answer")  # else it looks for messages for seconds before it ends
+        deliver(tmp_path)
         assert program.exit_status() == 0
         wait_for_backends(server, app, 0)
     assert json.loads((tmp_path / "master").read_text()) == masters.pids

@@ -95,7 +95,7 @@ class TestShutdown:
         conn = pool.getconn()
         started = time.monotonic()
         pool.shutdown(timeout=0.1)
-        assert 0.09 <= time.monotonic() - started < 1
+        assert 0.09 <= time.monotonic() - started < 10
         assert ask(conn) == 1
         pool.putconn(conn)
 
@@ -187,9 +187,13 @@ class TestForgottenPools:
         wait_for_backends(server, app, 0)
 
 
+AT_ONCE = 10.0
+"""Seconds; a busy machine is slow, and whatever a process might wait for takes a minute here."""
+
 USE = """
 import sys, threading, time
-from psycopg2_pool2 import ConnectionPool
+from psycopg2_pool2 import ConnectionPool, workers
+workers.LINGER = float(sys.argv[2]) if sys.argv[2:] else workers.LINGER
 pool = ConnectionPool(3, 5, dsn=sys.argv[1], lifetime_timeout=100)
 pool.wait()
 conn = pool.getconn()
@@ -199,13 +203,14 @@ conn.cursor().execute("SELECT 1")
 
 class TestProcesses:
     def test_that_close_nothing_exit_at_once(self, server: Server) -> None:
-        ended = run_program(USE + "print('last words')", server.dsn)
+        ended = run_program(USE + "print('last words')", server.dsn, "60")
         assert (ended.status, ended.output, ended.errors) == (0, "last words\n", "")
-        assert ended.exit_seconds < 1
+        assert ended.exit_seconds < AT_ONCE
 
     def test_that_cannot_connect_exit_at_once(self) -> None:
         program = (
-            "import sys; from psycopg2_pool2 import ConnectionPool\n"
+            "import sys; from psycopg2_pool2 import ConnectionPool, workers\n"
+            "workers.LINGER = 60.0\n"
             "pool = ConnectionPool(3, 5, host='127.0.0.1', port=1)\n"
             "threads = __import__('threading')\n"
             "t = threads.Thread(target=lambda: pool.getconn(timeout=60), daemon=True); t.start()\n"
@@ -213,12 +218,13 @@ class TestProcesses:
         )
         ended = run_program(program)
         assert (ended.status, ended.output) == (0, "last words\n")
-        assert ended.exit_seconds < 1.5
+        assert ended.exit_seconds < AT_ONCE
 
     def test_that_exit_with_an_exception_exit_at_once(self, server: Server) -> None:
-        ended = run_program(USE + "print('last words'); raise SystemExit(7)", server.dsn)
+        program = "print('last words'); raise SystemExit(7)"
+        ended = run_program(USE + program, server.dsn, "60")
         assert (ended.status, ended.errors) == (7, "")
-        assert ended.exit_seconds < 1
+        assert ended.exit_seconds < AT_ONCE
 
     def test_keep_no_thread_of_ours_after_the_last_pool_is_closed(self, server: Server) -> None:
         program = """
@@ -228,7 +234,7 @@ other.wait()
 print(any(t.name.startswith("psycopg2_pool2") for t in threading.enumerate()))
 pool.close()
 other.close()
-ends = time.monotonic() + 8
+ends = time.monotonic() + 30
 while threading.active_count() > 1 and time.monotonic() < ends:
     time.sleep(0.01)
 print([t.name for t in threading.enumerate()])
@@ -242,7 +248,7 @@ pool.putconn(conn)
 print(any(t.name.startswith("psycopg2_pool2") for t in threading.enumerate()))
 del pool, conn
 import gc
-ends = time.monotonic() + 8
+ends = time.monotonic() + 30
 while threading.active_count() > 1 and time.monotonic() < ends:
     gc.collect()
     time.sleep(0.01)

@@ -10,6 +10,7 @@ import pytest
 
 from psycopg2_pool2 import PoolStats
 from psycopg2_pool2.contrib.embedded import Server
+from psycopg2_pool2.monitor import get_monitor
 from tests.support.pools import (
     MakePool,
     ask,
@@ -63,7 +64,7 @@ class TestLifetime:
     def test_ends_for_one_that_is_never_idle_for_long(self, make_any_pool: MakePool) -> None:
         pool = make_any_pool(maxconn=1, lifetime_timeout=0.2)
         pid = round_trip(pool)
-        wait_until(lambda: round_trip(pool) != pid, timeout=2)
+        wait_until(lambda: round_trip(pool) != pid)
 
     def test_ends_on_return_for_one_in_use_and_interrupts_nobody(
         self, server: Server, app: str, make_any_pool: MakePool
@@ -113,7 +114,8 @@ class TestRotation:
             threads.add(threading.current_thread().name)
             return {}
 
-        pool = make_pool(8, 10, lifetime_timeout=1, connect_params=note_thread)
+        # Replacements are opened from five seconds before the end: time enough for all.
+        pool = make_pool(8, 10, lifetime_timeout=1000, connect_params=note_thread)
         pool.wait()
         queued = pool.get_stats()["requests_queued"]
         most = 0
@@ -130,6 +132,9 @@ class TestRotation:
 
         done = threading.Event()
         borrowers = [in_thread(use) for _ in range(2)]
+        for record in pool._store.all_records():
+            record.expires_at = time.monotonic() + 4.5
+        get_monitor().submit(pool._upkeep.rotate)
         try:
             wait_until(all_replaced)
         finally:
@@ -146,7 +151,7 @@ class TestRotation:
         pool = make_pool(1, 2, lifetime_timeout=0.2)
         conn = pool.getconn(timeout=10)
         wait_until(lambda: conn.pool_record.retired)
-        wait_until(lambda: pool.stats() == PoolStats(in_use=1, idle=1), timeout=2)
+        wait_until(lambda: pool.stats() == PoolStats(in_use=1, idle=1))
         pool.putconn(conn)
         wait_until(lambda: conn.closed)
 

@@ -8,6 +8,7 @@ import pytest
 
 from psycopg2_pool2 import PoolStats
 from psycopg2_pool2.contrib.embedded import Server
+from tests.support.fakes import FakeClock, fake_pool
 from tests.support.pools import (
     MakePool,
     borrow,
@@ -16,6 +17,7 @@ from tests.support.pools import (
     round_trip,
     wait_for_backends,
 )
+from tests.support.servers import StatementLog
 from tests.support.waiting import in_thread, wait_until
 
 
@@ -42,35 +44,29 @@ class TestByItself:
         wait_until(trickle_until_small)
         wait_for_backends(server, app, 1)
 
-    def test_keeps_what_is_needed_at_times(self, make_pool: MakePool) -> None:
-        pool = make_pool(0, 5, idle_timeout=0.3, reap_idle_interval=0.02, test_on_borrow=False)
-        fill(pool, 5)
-        ends = time.monotonic() + 0.5
-        while time.monotonic() < ends:
-            fill(pool, 3)
-        # Two were never needed; three were all the time.
-        wait_until(lambda: (fill(pool, 3), pool.get_stats()["pool_size"] == 3)[1])
-        assert pool.get_stats()["connections_num"] == 5
+    def test_keeps_what_is_needed_at_times(self, statement_log: StatementLog) -> None:
+        clock = FakeClock()
+        with fake_pool(clock, 0, 5, idle_timeout=300, **statement_log.params) as pool:
+            fill(pool, 5)
+            for _ in range(60):
+                clock.advance(10)
+                fill(pool, 3)
+            # Two were never needed; three were all the time.
+            assert pool.get_stats()["pool_size"] == 3
+            assert pool.get_stats()["connections_num"] == 5
 
-    def test_without_a_thread_happens_on_return(self, make_pool: MakePool) -> None:
-        pool = make_pool(0, 5, idle_timeout=0.1, reap_idle_interval=0.01, num_workers=0)
-        fill(pool, 5)
-        time.sleep(0.15)
-
-        def shrunk() -> bool:
-            round_trip(pool)
-            return bool(pool.get_stats()["pool_size"] == 1)
-
-        wait_until(shrunk)
-
-    def test_a_return_reaps_at_most_one(self, make_pool: MakePool) -> None:
-        pool = make_pool(0, 5, idle_timeout=0.05, reap_idle_interval=0.01, num_workers=0)
-        fill(pool, 5)
-        time.sleep(0.1)
-        conn = pool.getconn()
-        before = pool.get_stats()["pool_size"]
-        pool.putconn(conn)
-        assert before - pool.get_stats()["pool_size"] <= 1
+    def test_without_a_thread_happens_on_return_to_one_at_a_time(
+        self, statement_log: StatementLog
+    ) -> None:
+        clock = FakeClock()
+        with fake_pool(clock, 0, 5, idle_timeout=300, **statement_log.params) as pool:
+            fill(pool, 5)
+            sizes = []
+            for _ in range(5):
+                clock.advance(301)
+                round_trip(pool)
+                sizes.append(pool.get_stats()["pool_size"])
+            assert sizes == [4, 3, 2, 1, 1]
 
 
 class TestFromOutside:

@@ -19,7 +19,7 @@ from tests.support.pools import (
     pid_of,
     round_trip,
     start_waiter,
-    waiting,
+    wait_for_waiters,
 )
 from tests.support.waiting import in_thread, wait_until
 
@@ -52,7 +52,7 @@ class TestRestart:
             if not test_on_borrow:  # then it is the monitor who sees it, a moment later
                 wait_until(lambda: all(conn.pool_record.hung_up for conn in conns))
             give_back(pool, conns)
-            assert waiting(pool) == 4
+            wait_for_waiters(pool, 4)  # who has been handed a dead one finds that by its test
             fresh_server.start()
             conns = [waiter.result() for waiter in waiters]
             assert [ask(conn) for conn in conns] == [1] * 4
@@ -103,7 +103,7 @@ class TestRestart:
             pool.wait()
             fresh_server.stop()
             wait_until(lambda: pool.get_stats()["connections_errors"] >= 2)
-            assert pool.stats() == PoolStats(in_use=0, idle=0)
+            wait_until(lambda: pool.stats() == PoolStats(in_use=0, idle=0))
             fresh_server.start()
             wait_until(lambda: pool.stats() == PoolStats(in_use=0, idle=3))
 

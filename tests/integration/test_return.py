@@ -207,7 +207,7 @@ class TestDoubtfulConnections:
         wait_until(lambda: sleeps(server, pid))
         started = time.monotonic()
         pool.putconn(conn)
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 20
         assert isinstance(statement.error(), psycopg2.Error)
         assert round_trip(pool) != pid
         wait_until(lambda: pid not in server.backends(app))
@@ -644,7 +644,7 @@ class TestConfigure:
 
         pool = make_any_pool(maxconn=1, configure=configure)
         with pytest.raises(raised, match="not today"):
-            in_thread(pool.getconn, timeout=timeout).result(timeout=3)
+            in_thread(pool.getconn, timeout=timeout).result()
         wait_until(lambda: server.backends(app) == [])
         armed = False
         wait_until(lambda: not isinstance(_error_of_borrow(pool), raised))

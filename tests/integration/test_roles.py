@@ -239,6 +239,8 @@ class TestNoneInTheRole:
         self, where: dict[str, Any], make_pool: MakePool
     ) -> None:
         pool = make_pool(**where)
+        with pytest.raises(psycopg2.OperationalError):
+            pool.getconn()  # so that all have been asked
         with pytest.raises(PoolTimeout, match="hot standby mode"):
             pool.getconn(timeout=0.1)
         assert_no_failures(pool)

@@ -169,7 +169,7 @@ class TestWait:
         started = time.monotonic()
         with pytest.raises(PoolTimeout) as caught:
             pool.wait(timeout=0.2)
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 10
         assert "refused" in str(caught.value.__cause__)
 
     def test_ends_when_the_pool_is_closed(self, make_pool: MakePool) -> None:

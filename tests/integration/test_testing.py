@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import select
 import subprocess
 import sys
-import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import psycopg2
@@ -875,40 +872,3 @@ def test_pytest_is_imported_only_where_it_is_used() -> None:
         [sys.executable, "-c", program], capture_output=True, check=True, timeout=60
     )
     assert found.stdout.split() == [b"False"]
-
-
-_PAGE = Path(__file__).parents[2] / "docs" / "testing.rst"
-
-
-def files_of_the_page() -> dict[str, str]:
-    """Return the page's code blocks by their captions."""
-    block = re.compile(r"^\.\. code-block:: python\n +:caption: (\S+)\n\n((?: .*\n|\n)+)", re.M)
-    return {name: textwrap.dedent(text) for name, text in block.findall(_PAGE.read_text())}
-
-
-def test_the_examples_of_the_page_run(server: Server, tmp_path: Path) -> None:
-    files = files_of_the_page()
-    assert set(files) == {"shop.py", "conftest.py", "test_shop.py", "test_with_unittest.py"}
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    server.execute("CREATE TABLE orders (item text NOT NULL, pieces int CHECK (pieces > 0))")
-    try:
-        run = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
-            cwd=tmp_path,
-            check=False,  # it is told below what went wrong
-            env={
-                **os.environ,
-                "DATABASE_URL": server.dsn,
-                "PYTHONPATH": str(_PAGE.parents[1]),
-                "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-            },
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        assert run.returncode == 0, run.stdout + run.stderr
-        assert " 5 passed" in f" {run.stdout.splitlines()[-1]}"
-        assert server.execute("SELECT count(*) FROM orders") == [(0,)]
-    finally:
-        server.execute("DROP TABLE orders")

@@ -26,6 +26,7 @@ from tests.support.pools import (
     pool_maker,
     round_trip,
     wait_for_backends,
+    wait_until_lost,
 )
 from tests.support.processes import in_child
 from tests.support.servers import StatementLog
@@ -173,6 +174,8 @@ class TestIdleConnections:
             pool = make_tls_pool(maxconn=3, test_on_borrow=test_on_borrow)
             fill(pool, 3)
             dead = end_sessions(tls_server, app)
+            if not test_on_borrow:
+                wait_until_lost(pool, 3)
             assert not set(borrowed_pids(pool, 3)) & set(dead)
             pool.shutdown()
             wait_for_backends(tls_server, app, 0)
@@ -225,6 +228,7 @@ class TestIdleConnections:
             ask(conn, "LISTEN gossip")
         tls_server.execute("NOTIFY gossip")
         end_sessions(tls_server, app)
+        wait_until_lost(pool)
         assert round_trip(pool) != pid
 
 

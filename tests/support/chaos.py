@@ -351,13 +351,16 @@ class World:
     def _check_pool(self) -> None:
         _assert_equal(self.pool.stats().in_use, 0)
         self.pool.resize(MAXCONN, MAXCONN)
-        self.pool.wait()  # where there are no workers, this opens them
-        full = PoolStats(in_use=0, idle=MAXCONN)
-        wait_until(lambda: self.pool.stats() == full, message="the pool is full and idle")
+        wait_until(self._is_full, message="the pool is full and idle")
         _assert_equal(self.pool.get_stats()["requests_waiting"], 0)
         assert_whole(self.pool)
-        wait_until(lambda: len(self.server.backends(APP)) == MAXCONN)
+        wait_until(lambda: self._is_full() and len(self.server.backends(APP)) == MAXCONN)
         _assert_equal(self.server.backends("child of chaos"), [])
+
+    def _is_full(self) -> bool:
+        """Ask whether all are open and idle; where there are no workers, open what is missing."""
+        self.pool.wait()
+        return self.pool.stats() == PoolStats(in_use=0, idle=MAXCONN)
 
     def story(self) -> str:
         """Tell in a line what was done and what came of it."""

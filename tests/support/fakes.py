@@ -10,7 +10,7 @@ import psycopg2
 import pytest
 from psycopg2 import extensions as ext
 
-from psycopg2_pool2 import ConnectionPool, connector
+from psycopg2_pool2 import ConnectionPool, connector, waits
 from psycopg2_pool2.connection import Tracked
 from psycopg2_pool2.failures import reissue
 from psycopg2_pool2.options import PoolOptions
@@ -118,7 +118,7 @@ class FakeDriver:
         """Put this in the driver's place."""
         patch.setattr(psycopg2, "connect", self.connect)
         patch.setattr(connector, "_readable", lambda fd: fd in self.dead)
-        patch.setattr(connector, "_answers", lambda fd, seconds: fd not in self.dead)
+        patch.setattr(waits, "peer_answers", lambda fd, seconds: fd not in self.dead)
         patch.setattr(connector, "_forget_messages", lambda conn: None)
         patch.setattr(connector, "_restore_settings", lambda conn: None)
         patch.setattr(connector, "_end_transaction", lambda conn, how: conn.end(how))

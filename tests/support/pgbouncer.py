@@ -1,4 +1,4 @@
-"""A real PgBouncer in transaction mode before a server."""
+"""A real PgBouncer before a server, in transaction mode unless told otherwise."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,16 +32,15 @@ unix_socket_dir =
 auth_type = trust
 auth_file = {folder}/users
 admin_users = postgres
-pool_mode = transaction
-default_pool_size = 20
-max_client_conn = 500
 """
+_SETTINGS = {"pool_mode": "transaction", "default_pool_size": 20, "max_client_conn": 500}
 
 
 class MakePgBouncer(Protocol):
     """What the fixture `pgbouncer` gives: one before a server, closed when the test ends."""
 
-    def __call__(self, server: Server | None = ...) -> PgBouncer: ...
+    def __call__(self, server: Server | None = ..., **settings: object) -> PgBouncer:
+        """Start one in transaction mode, or with other settings of pgbouncer.ini."""
 
 
 class PgBouncer(Endpoint):
@@ -50,7 +49,9 @@ class PgBouncer(Endpoint):
     Clients reach the server's databases through it as `postgres`, without a password.
     """
 
-    def __init__(self, server: Server, host: str = "127.0.0.1") -> None:
+    def __init__(
+        self, server: Server, settings: Mapping[str, object], host: str = "127.0.0.1"
+    ) -> None:
         self.host = host
         # Not one of those that the kernel gives to outgoing connections: one of these could
         # hold it during a restart.
@@ -58,7 +59,7 @@ class PgBouncer(Endpoint):
         self._folder = new_folder()
         self._process: subprocess.Popen[bytes] | None = None
         self._watcher: subprocess.Popen[bytes] | None = None
-        self._write_configuration(server)
+        self._write_configuration(server, {**_SETTINGS, **settings})
         try:
             self.start()
         except BaseException:
@@ -124,10 +125,10 @@ class PgBouncer(Endpoint):
     def _ini(self) -> Path:
         return self._folder / "pgbouncer.ini"
 
-    def _write_configuration(self, server: Server) -> None:
+    def _write_configuration(self, server: Server, settings: dict[str, object]) -> None:
         folder = self._folder
         text = _CONFIGURATION.format(server=server, host=self.host, port=self.port, folder=folder)
-        self._ini.write_text(text)
+        self._ini.write_text(text + "".join(f"{name} = {settings[name]}\n" for name in settings))
         (folder / "users").write_text('"postgres" ""\n')
         for file in (self._ini, folder / "users"):
             file.chmod(0o644)
@@ -148,11 +149,11 @@ class PgBouncer(Endpoint):
 
 
 @contextlib.contextmanager
-def new_pgbouncer(server: Server) -> Iterator[PgBouncer]:
+def new_pgbouncer(server: Server, **settings: object) -> Iterator[PgBouncer]:
     """Make one before a server; skip the test where there is none to run."""
     if _program() is None:
         pytest.skip("no PgBouncer here: install Debian's package pgbouncer")
-    with PgBouncer(server) as made:
+    with PgBouncer(server, settings) as made:
         yield made
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from psycopg2_pool2 import ConnectionPool
 from psycopg2_pool2.contrib.embedded import Server
+from psycopg2_pool2.monitor import get_monitor
 from tests.support.servers import StatementLog
 from tests.support.waiting import Running, in_thread, wait_until
 
@@ -135,10 +136,40 @@ def wait_for_waiters(pool: ConnectionPool, number: int) -> None:
 
 def start_waiter(pool: ConnectionPool, timeout: float | None = 30) -> Running[Any]:
     """Have a thread wait for a connection; return when it is in the queue."""
-    before = waiting(pool)
+    before = set(pool._store.waiters)
     waiter = in_thread(pool.getconn, timeout=timeout)
-    wait_until(lambda: waiting(pool) > before or waiter.done, message="the waiter is in the queue")
+    wait_until(
+        # Not by their number: others may leave meanwhile.
+        lambda: set(pool._store.waiters) - before or waiter.done,
+        message="the waiter is in the queue",
+    )
     return waiter
+
+
+def wait_until_lost(pool: ConnectionPool, number: int = 1) -> None:
+    """Wait until the pool has noticed so many losses, and has probed the others because of them.
+
+    For tests that kill backends and borrow untested. The server's list is about a millisecond
+    faster than the monitor, and what is being probed is not idle for a moment. A pool without
+    workers looks when somebody borrows.
+    """
+    if pool._monitor is not None:
+        wait_until(lambda: pool.get_stats()["connections_lost"] >= number)
+        wait_until_at_rest()
+
+
+def wait_until_at_rest() -> None:
+    """Wait until nothing is being probed, opened or closed in the background."""
+    workers = get_monitor().workers
+    calm = 0
+
+    def is_calm() -> bool:
+        # One that has just taken a job does not look busy yet: so look again.
+        nonlocal calm
+        calm = 0 if workers.busy else calm + 1
+        return calm == 3
+
+    wait_until(is_calm)
 
 
 def assert_whole(pool: ConnectionPool) -> None:
@@ -172,14 +203,16 @@ class SessionWatch:
     """The largest number of sessions that an application had at one moment.
 
     What the server shows is taken at its word up to `limit`. Beyond, a backend may just outlive
-    its socket: counted are those whose sockets are still open here after the server named them.
+    its socket: counted are those whose sockets are still open after the server named them, here or
+    in the process that has them.
     """
 
-    def __init__(self, server: Server, app: str, limit: int) -> None:
+    def __init__(self, server: Server, app: str, limit: int, process: int | None = None) -> None:
         self.peak = 0
         self.samples = 0
         self._app = app
         self._limit = limit
+        self._process = process
         self._stop = threading.Event()
         self._conn = psycopg2.connect(**server.params, application_name="watch")
         self._conn.autocommit = True
@@ -202,20 +235,22 @@ class SessionWatch:
             )
             ports = {port for (port,) in cursor}
         if len(ports) > self._limit:
-            ports &= _own_ports()
+            ports &= _ports_of(self._process)
         self.peak = max(self.peak, len(ports))
         self.samples += 1
 
 
-def _own_ports() -> set[int]:
-    sockets = psutil.Process().net_connections("tcp")
+def _ports_of(process: int | None) -> set[int]:
+    sockets = psutil.Process(process).net_connections("tcp")
     return {found.laddr.port for found in sockets if found.laddr}
 
 
 @contextmanager
-def watched_sessions(server: Server, app: str, limit: int) -> Iterator[SessionWatch]:
+def watched_sessions(
+    server: Server, app: str, limit: int, process: int | None = None
+) -> Iterator[SessionWatch]:
     """Count an application's sessions all the time; `peak` is final after the block."""
-    watch = SessionWatch(server, app, limit)
+    watch = SessionWatch(server, app, limit, process)
     try:
         yield watch
     finally:

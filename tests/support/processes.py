@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 
-def in_child(call: Callable[[], object], timeout: float = 15) -> str:
+def in_child(call: Callable[[], object], timeout: float = 30) -> str:
     """Fork, make a call there and return what it returned as text; fail as it fails or hangs.
 
     The child ends by `os._exit`.
@@ -60,7 +60,7 @@ class Ended:
     exit_seconds: float
 
 
-def run_program(code: str, *args: str, timeout: float = 20) -> Ended:
+def run_program(code: str, *args: str, timeout: float = 60) -> Ended:
     """Run a Python program that prints at least one line, to its end."""
     # Python 3.12 and newer warn of every fork of a process that has threads.
     quiet = ["-W", "ignore:This process:DeprecationWarning"]

@@ -13,10 +13,13 @@ from typing import Generic, ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
+LONG_ENOUGH = 20.0
+"""Seconds that a busy machine may take for anything; shorter than the pool's own second looks, such
+as the health check after 30 s, which would make good what should have happened at once."""
 _POLL_INTERVAL = 0.002
 
 
-def wait_until(predicate: Callable[[], T], timeout: float = 10, message: str = "") -> T:
+def wait_until(predicate: Callable[[], T], timeout: float = LONG_ENOUGH, message: str = "") -> T:
     """Poll until the predicate is true and return what it returned; else fail and say what was."""
     deadline = time.monotonic() + timeout
     while not (value := predicate()):
@@ -54,18 +57,17 @@ class Running(Generic[T]):
     def done(self) -> bool:
         return not self.thread.is_alive()
 
-    def result(self, timeout: float = 10) -> T:
+    def result(self, timeout: float = LONG_ENOUGH) -> T:
         """Wait for the call's end and return or raise what it did; fail if it hangs, and where."""
         self.thread.join(timeout)
         if not self.done:
-            raise AssertionError(
-                f"{self.thread.name} not done within {timeout} s, it is at:\n{self._place()}"
-            )
+            name, place = self.thread.name, place_of(self.thread)
+            raise AssertionError(f"{name} not done within {timeout} s, it is at:\n{place}")
         if self._error is not None:
             raise self._error
         return self._value
 
-    def error(self, timeout: float = 10) -> BaseException | None:
+    def error(self, timeout: float = LONG_ENOUGH) -> BaseException | None:
         """Wait for the call's end and return what it raised, None if nothing."""
         try:
             self.result(timeout)
@@ -74,9 +76,11 @@ class Running(Generic[T]):
                 raise
         return self._error
 
-    def _place(self) -> str:
-        frame = sys._current_frames().get(self.thread.ident or 0)
-        return "".join(traceback.format_stack(frame)) if frame else "(ended just now)"
+
+def place_of(thread: threading.Thread) -> str:
+    """Tell at what a thread is."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    return "".join(traceback.format_stack(frame)) if frame else "(ended just now)"
 
 
 def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Running[T]:

@@ -22,6 +22,7 @@ SERVER = 'connection to server at "127.0.0.1", port 5432 failed: '
         ('FATAL:  permission denied for database "x"', Verdict.FINAL),
         ('invalid sslmode value: "x"', Verdict.FINAL),
         ("server does not support SSL, but SSL was required", Verdict.FINAL),
+        ("FATAL:  unsupported startup parameter: options", Verdict.FINAL),
         ("FATAL:  sorry, too many clients already", Verdict.FULL),
         ("FATAL:  remaining connection slots are reserved for superusers", Verdict.FULL),
         ('FATAL:  too many connections for role "x"', Verdict.FULL),

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from psycopg2_pool2 import connector
 from psycopg2_pool2 import guards as guards_module
+from psycopg2_pool2 import sockets
 from psycopg2_pool2.guards import Guards, SocketGuard
 from psycopg2_pool2.monitor import Monitor
 from tests.support.waiting import in_thread, wait_until
@@ -84,7 +84,7 @@ def test_the_descriptor_cannot_be_closed_while_it_is_shut_down(
     def slowly(fd: int) -> None:
         shutting.set()
         assert go_on.wait(10)
-        connector.shut_down(fd)
+        sockets.shut_down(fd)
 
     monkeypatch.setattr(guards_module, "shut_down", slowly)
 
@@ -143,13 +143,13 @@ def test_a_guard_that_begins_as_the_monitor_stops_looking_is_seen(here: socket.s
             # The first look finds nothing, and in that moment one begins.
             if not self.emptied:
                 self.emptied = True
-                self[id(late)] = weakref.ref(late)
+                self[late.number] = weakref.ref(late)
                 return False
             return bool(len(self))
 
     guards = Guards(lambda: None)
     late = SocketGuard()
-    late.fd, late.deadline = here.fileno(), time.monotonic()
+    late.number, late.fd, late.deadline = 0, here.fileno(), time.monotonic()
     guards._guarded = late.guarded = Guarded()
     guards.tick = 0.01
     guards.enforce(time.monotonic())

@@ -16,11 +16,24 @@ from psycopg2_pool2.store import Store
 FOLDER = Path(psycopg2_pool2.__file__).parent
 # From below: each imports from those above its own line only.
 LAYERS = [
-    {"addresses", "bell", "checks", "errors", "loans", "targets", "timing", "watch", "workers"},
+    {
+        "addresses",
+        "bell",
+        "checks",
+        "errors",
+        "loans",
+        "observers",
+        "sockets",
+        "steps",
+        "targets",
+        "timing",
+        "watch",
+        "workers",
+    },
     {"connection", "failures"},
-    {"arguments"},
+    {"arguments", "waits"},
     {"breaker", "connector", "keyed", "resolver", "stats", "store"},
-    {"endpoints", "guards"},
+    {"endpoints", "guards", "outage"},
     {"monitor", "options", "snapshots"},
     {"care"},
     {"supply"},
@@ -29,9 +42,10 @@ LAYERS = [
     {"desk"},
     {"blocks"},
     {"pool"},
-    {"adaptive", "threaded"},
-    {"configuration"},
+    {"adaptive", "offload", "statements", "threaded", "transactions"},
+    {"attempts", "configuration", "scopes", "tasks"},
     {"aio", "database", "manager"},
+    {"aio_database"},
     {"__init__"},
     {"cli", "contrib", "testing"},
     {"__main__"},
@@ -109,7 +123,9 @@ TALK = {
 """What may send something or free something; state that libpq has at hand may be read elsewhere."""
 
 
-@pytest.mark.parametrize("module", [n for n in CORE if n not in ("connection", "connector")])
+@pytest.mark.parametrize(
+    "module", [n for n in CORE if n not in ("connection", "connector", "waits")]
+)
 def test_only_the_connector_talks_to_the_driver(module: str) -> None:
     for call in calls(module):
         called = ast.unparse(call.func)
@@ -132,8 +148,10 @@ def test_no_module_of_the_core_sleeps(module: str) -> None:
     assert len(sleeps) == (1 if module == "monitor" else 0), "the monitor may, after a failure"
 
 
-@pytest.mark.parametrize("module", [n for n in MODULES if n != "aio"])
-def test_only_the_async_pool_imports_asyncio(module: str) -> None:
+@pytest.mark.parametrize(
+    "module", [n for n in MODULES if n not in ("aio", "aio_database", "offload", "tasks")]
+)
+def test_only_what_serves_event_loops_imports_asyncio(module: str) -> None:
     for node in ast.walk(tree(module)):
         if isinstance(node, ast.Import):
             assert "asyncio" not in [alias.name for alias in node.names]

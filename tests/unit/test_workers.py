@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from types import FrameType
 
 import pytest
 
@@ -136,6 +137,32 @@ def test_a_job_that_fails_ends_no_other(
     wait_until(lambda: done)
     if issubclass(error, Exception):
         assert "a background job failed" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("moment", range(1, 5))
+def test_a_thread_that_is_interrupted_while_it_rests_hinders_no_later_job(
+    workers: Workers, moment: int
+) -> None:
+    """An asynchronous exception strikes after one of the calls that a resting thread makes."""
+    left = moment
+
+    def interrupt(frame: FrameType, event: str, arg: object) -> None:
+        nonlocal left
+        if frame.f_code.co_name == "_run_next" and event == "c_return":
+            left -= 1
+            if not left:
+                raise SystemExit
+
+    done: list[int] = []
+    threading.setprofile(interrupt)
+    try:
+        workers.submit(lambda: done.append(1))
+        wait_until(lambda: left <= 0 and not workers._threads)
+    finally:
+        threading.setprofile(None)
+    workers.submit(lambda: done.append(2))
+    wait_until(lambda: 2 in done)
 
 
 def test_idle_threads_end_after_a_while(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:

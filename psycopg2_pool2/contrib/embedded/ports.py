@@ -8,14 +8,15 @@ from random import SystemRandom
 from .errors import EmbeddedServerError
 
 
-def free_port(*hosts: str) -> int:
-    """Return a port that is free on all these addresses.
+PORTS = range(20000, 32000)
+"""Where ports are looked for: below those that the kernel gives to outgoing connections, of which
+one could hold the port while a server is restarted."""
 
-    It lies below those that the kernel gives to outgoing connections: one of these could hold the
-    port while a server is restarted.
-    """
+
+def free_port(*hosts: str) -> int:
+    """Return a port that is free on all these addresses."""
     for _ in range(100):
-        port = SystemRandom().randrange(20000, 32000)
+        port = SystemRandom().choice(PORTS)
         if all(_is_free(host, port) for host in hosts or ("127.0.0.1",)):
             return port
     raise EmbeddedServerError(f"no free port found on {', '.join(hosts)}")

@@ -3,6 +3,7 @@
 from tests.bench.harness import Scenario
 from tests.bench.scenarios import (
     adaptive,
+    database,
     healing,
     idle,
     imports,
@@ -14,7 +15,18 @@ from tests.bench.scenarios import (
     threads,
 )
 
-_MODULES = (idle, tested, threads, oversubscribed, spike, many_pools, imports, spread, adaptive)
+_MODULES = (
+    idle,
+    tested,
+    threads,
+    oversubscribed,
+    spike,
+    many_pools,
+    imports,
+    spread,
+    adaptive,
+    database,
+)
 
 SCENARIOS: dict[str, Scenario] = {
     scenario.name: scenario

@@ -1,0 +1,61 @@
+"""Work that may block, cut into steps, so that a thread and an event loop can both do it.
+
+It is written as a generator that yields each step that may block and gets its
+result, or its exception, back.  Between the steps nothing blocks.  A thread runs
+the steps itself; an event loop has worker threads run them and awaits a
+:class:`Pause`, so that waiting costs it no thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import Any, Protocol, TypeVar, cast
+
+T = TypeVar("T")
+
+Step = Callable[[], Any]
+Steps = Generator[Step, Any, T]
+
+
+class Wakeable(Protocol):
+    """What a pause waits for."""
+
+    def wait(self, seconds: float) -> bool:
+        """Block until woken, for at most ``seconds``; return whether it was woken."""
+
+
+class Pause:
+    """The step of waiting to be woken, for at most ``seconds``; tells whether one was."""
+
+    __slots__ = ("seconds", "waiter")
+
+    def __init__(self, waiter: Wakeable, seconds: float) -> None:
+        self.waiter = waiter
+        self.seconds = seconds
+
+    def __call__(self) -> bool:
+        """Wait in this thread."""
+        return self.waiter.wait(self.seconds)
+
+
+def run_blocking(steps: Steps[T]) -> T:
+    """Do the work in this thread."""
+    try:
+        step = next(steps)
+        while True:
+            step = take(step, steps)
+    except StopIteration as end:
+        return cast("T", end.value)
+    finally:
+        # What interrupted this frame keeps it alive, and with it the generator
+        # and what that has in hand.
+        steps.close()
+
+
+def take(step: Step, steps: Steps[Any]) -> Step:
+    """Take one step; return the next."""
+    try:
+        result = step()
+    except BaseException as error:
+        return steps.throw(error)
+    return steps.send(result)

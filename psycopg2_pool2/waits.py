@@ -1,0 +1,160 @@
+"""How long psycopg2 may wait where it waits in Python.
+
+psycopg2 has one *wait callback* for the whole process; gevent, eventlet and their
+like set it, so that a wait does not stop everything else.  Two things get lost
+with it.  libpq does not keep its ``connect_timeout``.  And a callback that raises
+(``gevent.Timeout``, a killed greenlet) has the connection closed, while the server
+goes on with the statement and keeps the session.  So the pool puts a callback of
+its own before the program's, which keeps limits, and has the server stop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import select
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import psycopg2
+from psycopg2 import extensions as ext
+
+from .connection import Tracked
+from .sockets import peer_answers
+
+_STOP_TIMEOUT = 1.0
+"""Seconds that an exception is held up until a server has been asked to stop."""
+
+_limits: dict[int, weakref.ref[Limit]] = {}
+"""Those in force, by thread: by greenlet, that is, where threads are greenlets."""
+
+
+class Limit:
+    """Until when this thread may wait for a connection, by the monotonic clock; None: for ever.
+
+    In force until its :meth:`end`.  ``conn`` None stands for one that is being
+    opened.  It is held weakly, so that one that a thread was interrupted over
+    ends with its frame.
+    """
+
+    __slots__ = ("__weakref__", "_conn", "_deadline", "_outer", "_thread")
+
+    def __init__(self, deadline: float | None, conn: Any = None) -> None:
+        self._deadline = deadline
+        self._conn = conn
+        self._thread = threading.get_ident()
+        self._outer = _limits.get(self._thread)
+        _limits[self._thread] = weakref.ref(self)
+
+    def end(self) -> None:
+        """Put the limit in force again that was before."""
+        if self._outer is None:
+            _limits.pop(self._thread, None)
+        else:
+            _limits[self._thread] = self._outer
+
+    def covers(self, conn: Any) -> bool:
+        """Tell whether it is for this connection."""
+        return self._conn is None or self._conn is conn
+
+    def wait(self, conn: Any) -> None:
+        """Wait for the answer, or raise; psycopg2 closes the connection then."""
+        if not wait_for_answer(conn, self._deadline):
+            raise psycopg2.OperationalError(f"{_place(conn)}: timeout expired")
+
+
+class WaitCallback:
+    """Psycopg2's wait callback, before the program's if it has one."""
+
+    def __init__(self, programs: Callable[[Any], object] | None) -> None:
+        self._programs = programs
+
+    def __call__(self, conn: Any) -> None:
+        """Wait until psycopg2 has what it waits for."""
+        ref = _limits.get(threading.get_ident())
+        limit = None if ref is None else ref()
+        if limit is not None and limit.covers(conn):
+            limit.wait(conn)
+        elif self._programs is not None:
+            self._wait_as_programs(conn, self._programs)
+        else:
+            if limit is None:  # its thread was interrupted over it
+                ext.set_wait_callback(None)
+            wait_for_answer(conn, None)
+
+    def _wait_as_programs(self, conn: Any, wait: Callable[[Any], object]) -> None:
+        try:
+            wait(conn)
+        except BaseException:
+            if isinstance(conn, Tracked) and not conn.is_inherited():
+                ask_to_stop(conn, _STOP_TIMEOUT)
+            raise
+
+
+def keeps_limits() -> bool:
+    """Tell whether psycopg2 waits in Python; if so, see that limits are kept."""
+    callback = ext.get_wait_callback()
+    if callback is None:
+        return False
+    if not isinstance(callback, WaitCallback):
+        ext.set_wait_callback(WaitCallback(callback))
+    return True
+
+
+def wait_for_answer(conn: Any, deadline: float | None) -> bool:
+    """Wait as psycopg2 does, but in Python; False if it is ``deadline`` by the monotonic clock.
+
+    To be called by psycopg2's wait callback.
+    """
+    while True:
+        state = conn.poll()
+        if state == ext.POLL_OK:
+            return True
+        seconds = None if deadline is None else deadline - time.monotonic()
+        if seconds is not None and seconds <= 0:
+            return False
+        fds = [conn.fileno()]
+        read, write = (fds, ()) if state == ext.POLL_READ else ((), fds)
+        _wait_for(read, write, seconds)
+
+
+def ask_to_stop(conn: Any, seconds: float) -> None:
+    """Have the server stop a statement; it would not notice the closed socket before its end.
+
+    psycopg2 does that over a connection of its own, without any limit of time
+    and without releasing the interpreter lock: in a black hole the whole process
+    would stand still.  So it is tried first, for ``seconds``, whether anybody
+    answers.
+    """
+    with contextlib.suppress(Exception):
+        active = conn.get_transaction_status() == ext.TRANSACTION_STATUS_ACTIVE
+        if active and peer_answers(conn.fileno(), seconds):
+            conn.cancel()
+
+
+def _wait_for(read: Sequence[int], write: Sequence[int], seconds: float | None) -> None:
+    # Looked up at every call: gevent and eventlet replace or remove them.
+    if not hasattr(select, "poll"):
+        select.select(read, write, (), seconds)
+        return
+    poller = select.poll()  # select fails for descriptors above 1023
+    for fd in read:
+        poller.register(fd, select.POLLIN)
+    for fd in write:
+        poller.register(fd, select.POLLOUT)
+    # More milliseconds than fit into 32 bits are refused.
+    poller.poll(None if seconds is None else math.ceil(min(seconds, 86_400.0) * 1000))
+
+
+def _place(conn: Any) -> str:
+    """Name the server as libpq's errors do."""
+    try:
+        info = conn.info
+        given = info.dsn_parameters
+        address = f" ({given['hostaddr']})" if "hostaddr" in given and "host" in given else ""
+        return f'connection to server at "{info.host}"{address}, port {info.port} failed'
+    except psycopg2.Error:
+        return "connection failed"

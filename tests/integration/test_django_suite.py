@@ -1,0 +1,24 @@
+"""contrib.django passes Django's own tests of what it touches; `make stress` runs all of them."""
+
+from __future__ import annotations
+
+from psycopg2_pool2.contrib.embedded import Server
+from tests.support.django_source import run_django_tests
+
+# What concerns connections and transactions, and is fast.
+LABELS = (
+    "backends",
+    "dbshell",
+    "get_or_create",
+    "handlers",
+    "multiple_database",
+    "select_for_update",
+    "test_utils",
+    "timezones",
+    "transaction_hooks",
+    "transactions",
+)
+
+
+def test_djangos_own_tests_pass(server: Server) -> None:
+    assert run_django_tests(server, *LABELS, seconds=100) > 700

@@ -1,0 +1,24 @@
+"""Exceptions that are raised in other threads, at whatever these do."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import threading
+
+_active: dict[int | None, threading.Thread] = threading._active  # type: ignore[attr-defined]
+
+
+def interrupt(thread: threading.Thread, error: type[BaseException]) -> None:
+    """Have an exception raised in a thread as soon as it runs, unless it has ended.
+
+    It is found by its identifier, which the system gives to the next thread at once. One that is
+    interrupted before it has begun leaves whoever starts it waiting for ever. So between the look
+    at whose the identifier is and its use there is no call, at which another thread might go on.
+    """
+    identifier = thread.ident
+    target, raised = ctypes.c_ulong(identifier or 0), ctypes.py_object(error)
+    raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    with contextlib.suppress(KeyError):
+        if _active[identifier] is thread:
+            raise_in(target, raised)
