@@ -49,10 +49,11 @@ format: .venv/.dev ## Put the code into the project's format
 docs: .venv/.docs ## Build the documentation into build/docs
 	$(BIN)/sphinx-build -W --keep-going -b html docs build/docs
 
-dist: .venv/.dist ## Build and check what would be published, into dist
+dist: .venv/.dist ## Build what would be published, into dist, and try it with every Python here
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist .
 	$(BIN)/twine check --strict dist/*
+	$(BIN)/python -m tests.wheel dist/*.whl
 
 clean: ## Remove everything that make has made
 	rm -rf .venv build dist *.egg-info .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""What `make dist` asks of a wheel: that it works where nothing else is installed."""
