@@ -21,21 +21,25 @@ import asyncio
 import contextvars
 import functools
 import operator
+import sys
 import threading
-from collections.abc import Callable
-from types import TracebackType
+from collections.abc import Callable, Iterable, Mapping
+from types import CoroutineType, TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 import psycopg2
 
 from . import checks
 from .blocks import LoanBlock, TransactionBlock
+from .connection import Tracked
 from .connector import Connection
+from .loans import call_site
 from .offload import Offload, finished, outcome
 from .pool import POOL_DEFAULT, ConnectionPool, from_environment
 from .sockets import twin_socket
 from .steps import Steps
 from .tasks import TaskWaiter, drive
+from .transactions import Transaction
 
 if TYPE_CHECKING:
     import weakref
@@ -191,6 +195,7 @@ class AsyncConnectionPool:
         """Do what returns a connection, in a worker if it may block."""
         if not close and self.pool._returns_at_once(conn):
             return act()
+        _note_return(conn)
         return await self._threads.finish(functools.partial(self._end_by, act))
 
     def _end_by(self, act: Callable[[], T]) -> T:
@@ -222,21 +227,17 @@ class AsyncConnectionPool:
         """Borrow a connection, return what ``fn(conn, *args)`` returns in a worker, and commit.
 
         Rolls back if it raises, and if the task is cancelled before the COMMIT.
+        Raises :class:`CommitUncertain` if the connection is lost during the COMMIT.
         """
-
-        def act(conn: Connection) -> T:
-            with conn:
-                return fn(conn, *args, **kwargs)
-
-        return await self._work(act)
+        checks.function("fn", fn)
+        return await self._work(functools.partial(_transact, fn, args, kwargs))
 
     async def _work(self, act: Callable[[Connection], T]) -> T:
         """Borrow a connection, return what ``act(conn)`` returns in a worker, and give it back.
 
         All that in one call of a worker if there is nothing to wait for.
         """
-        context = contextvars.copy_context()
-        work = _Work(self.pool, self._threads, lambda conn: context.run(act, conn))
+        work = _Work(self.pool, self._threads, act)
         try:
             return await drive(self._working(work), self._threads, _forget)
         except BaseException:
@@ -264,12 +265,15 @@ class AsyncConnectionPool:
         If the task is cancelled meanwhile, the statement is cancelled too, and
         the connection will be closed when it is returned.
         """
+        checks.function("fn", fn)
+        if not isinstance(conn, Tracked):
+            raise TypeError(f"conn must be a pool's connection, not a {type(conn).__name__}")
         context = contextvars.copy_context()
-        call = self._threads.submit(functools.partial(context.run, fn, conn, *args, **kwargs))
+        call = self._threads.submit(lambda: _plain(context.run(fn, conn, *args, **kwargs)))
         try:
             await finished(call)
         except BaseException:
-            if not call.cancel() and not call.done():
+            if not call.cancel() and not call.ended:
                 self._interrupt(_interruption(self.pool, conn))
             raise
         return await outcome(call)
@@ -369,12 +373,15 @@ class _Work(Generic[T]):
        only while it is noted.  So it never marks one that is another borrower's.
     """
 
+    __slots__ = ("_act", "_conn", "_context", "_given_up", "_lock", "_pool", "_threads")
+
     def __init__(
         self, pool: ConnectionPool, threads: Offload, act: Callable[[Connection], T]
     ) -> None:
         self._pool = pool
         self._threads = threads
         self._act = act
+        self._context = contextvars.copy_context()
         self._lock = threading.Lock()
         self._conn: Connection | None = None
         self._given_up = False
@@ -386,7 +393,7 @@ class _Work(Generic[T]):
                     raise asyncio.CancelledError
                 self._conn = conn
             try:
-                return self._act(conn)
+                return self._context.run(self._act, conn)
             finally:
                 with self._lock:
                     self._conn = None
@@ -399,8 +406,30 @@ class _Work(Generic[T]):
             return None if self._conn is None else _interruption(self._pool, self._conn)
 
 
-def _most_threads(pool: ConnectionPool) -> float:
-    return pool.maxconn + SPARE_THREADS
+def _note_return(conn: Connection) -> None:
+    """Note for the debug mode where a task returns what a worker will take back."""
+    loan = getattr(getattr(conn, "pool_record", None), "loan", None)
+    if loan is not None:
+        loan.returned = call_site()
+
+
+def _transact(
+    fn: Callable[..., T], args: Iterable[Any], kwargs: Mapping[str, Any], conn: Connection
+) -> T:
+    with Transaction(conn):
+        return _plain(fn(conn, *args, **kwargs))
+
+
+def _plain(result: T) -> T:
+    """Return what a function returned in a worker, unless that is to be awaited."""
+    if isinstance(result, CoroutineType):
+        result.close()
+        raise TypeError("fn must be a plain function: a worker calls it, and cannot await it")
+    return result
+
+
+def _most_threads(pool: ConnectionPool) -> int:
+    return int(min(pool.maxconn, sys.maxsize)) + SPARE_THREADS
 
 
 def _interruption(pool: ConnectionPool, conn: Connection) -> Callable[[], None] | None:

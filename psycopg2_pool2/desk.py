@@ -388,7 +388,7 @@ class Desk:
             self._counters.add("returns_bad")
             record.uses += 1
             lost = conn.closed != _CLOSED_BY_PROGRAM
-            self._supply.discard_broken(conn)
+            self._supply.discard(conn, at_once=True)
             if lost:
                 self._upkeep.suspect_others(fault, record)
         else:
@@ -416,7 +416,7 @@ class Desk:
             return
         loan.who = None  # a finished task must not be kept
         if self._options.debug:
-            loan.returned = call_site()
+            loan.returned = loan.returned or call_site()  # where a task did, if a worker is here
             record.last_loan = loan
         timeout = self._options.leak_timeout
         if loan.warned or (timeout and self._clock() - loan.since >= timeout):

@@ -58,6 +58,7 @@ _FINAL = (
     r"|definition of service|service file|does not support SSL, but SSL was required"
     r"|root certificate file|certificate verify failed|does not match host name"
     r"|unsupported (options )?startup parameter"  # PgBouncer
+    r"|Feature not supported: RDS Proxy"
 )
 # SQLSTATE 53300.
 _FULL = (

@@ -135,7 +135,7 @@ def _nothing() -> None:
 
 
 class LocalGuard:
-    """A guard for a process without a monitor, kept by the guarded thread itself.
+    """A guard that the guarded thread keeps itself, for want of a monitor or under gevent.
 
     What the other machine does not acknowledge the kernel gives up in time, by
     ``TCP_USER_TIMEOUT`` (Linux).  A server that acknowledges and says nothing is

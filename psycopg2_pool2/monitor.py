@@ -154,6 +154,7 @@ class Monitor:
         pool does, and goes on with that.
         """
         self._abandoned = True
+        self._lock = threading.RLock()  # a thread that is not here may have had it
         inherited, self._sleeper = self._sleeper, QueueSleeper()
         inherited.close()
 

@@ -7,9 +7,9 @@ is cancelled:
 2. The task calls ``call.cancel()``.  If no worker has begun, none will, and it
    is as if the call had never been made.
 3. Else the worker goes on to the end.  What the call has in hand stays there
-   until then; so whoever made it adds a callback that takes the outcome over.
+   until then; so whoever made it adds a listener that takes the outcome over.
 
-Of 2 and 3 exactly one happens, since the future decides it under its lock.
+Of 2 and 3 exactly one happens: that of whoever takes the act out of the call.
 """
 
 from __future__ import annotations
@@ -20,32 +20,81 @@ import functools
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from .workers import Workers
 
 T = TypeVar("T")
 
 
-class Call(Future[T]):
-    """A call to be made by a worker, and its outcome."""
+class Call(Generic[T]):
+    """A call to be made, once, and its outcome.
+
+    What a :class:`concurrent.futures.Future` is, without its lock: thousands of
+    tasks that wait have one each, and the garbage collector walks through all of
+    them.  A listener is added, *then* it is looked whether the call has ended;
+    who ends it notes that, *then* looks for listeners; and of two who take a
+    listener out one gets it.  So each is told once.
+    """
+
+    __slots__ = ("_acts", "_listeners", "_result", "ended", "error", "was_cancelled")
 
     def __init__(self, act: Callable[[], T]) -> None:
-        super().__init__()
-        self._act = act
+        self._acts = [act]
+        self._listeners: list[Callable[[Call[T]], object]] = []
+        self._result: T
+        self.ended = self.was_cancelled = False
+        self.error: BaseException | None = None
 
     def make(self) -> None:
-        """Make it, once, in this thread; not if it was cancelled."""
-        if not self.set_running_or_notify_cancel():
+        """Make it in this thread; not if somebody has, or has cancelled it."""
+        try:
+            act = self._acts.pop()
+        except IndexError:
             return
         try:
-            result = self._act()
+            self._result = act()
         except BaseException as error:
-            self.set_exception(error)
+            self.error = error
+        self._end()
+        del self  # the error's traceback refers to this frame
+
+    def cancel(self) -> bool:
+        """Have nobody make it; False if somebody has begun."""
+        try:
+            self._acts.pop()
+        except IndexError:
+            return self.was_cancelled
+        self.was_cancelled = True
+        self._end()
+        return True
+
+    def when_ended(self, listener: Callable[[Call[T]], object]) -> None:
+        """Have this called when the call has ended, by who ends it; at once if it has."""
+        self._listeners.append(listener)
+        if self.ended:
+            self._tell()
+
+    def result(self) -> T:
+        """Return or raise what came of it; when it has ended."""
+        if self.error is None:
+            return self._result
+        try:
+            raise self.error
+        finally:
             del self  # the error's traceback refers to this frame
-        else:
-            self.set_result(result)
+
+    def _end(self) -> None:
+        self.ended = True
+        self._tell()
+
+    def _tell(self) -> None:
+        while self._listeners:
+            try:
+                listener = self._listeners.pop()
+            except IndexError:
+                return  # another thread was faster
+            listener(self)
 
 
 class _Worker(threading.local):
@@ -58,7 +107,7 @@ class _Worker(threading.local):
 class Offload:
     """Worker threads, at most so many, started when needed and ended when idle; fork-safe."""
 
-    def __init__(self, most: Callable[[], float]) -> None:
+    def __init__(self, most: Callable[[], int]) -> None:
         self._most = most
         self._pid = 0
         self._workers: Workers
@@ -111,23 +160,23 @@ async def outcome(call: Call[T]) -> T:
 
 async def finished(call: Call[T], seconds: float | None = None) -> bool:
     """Wait until a call has ended, at most so many seconds; return whether it has."""
-    if call.done():
+    if call.ended:
         return True
     loop = asyncio.get_running_loop()
     ended = loop.create_future()
-
-    def tell(_: object) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed, nobody waits any more
-            loop.call_soon_threadsafe(_wake, ended)
-
-    call.add_done_callback(tell)
+    call.when_ended(functools.partial(_tell, loop, ended))
     alarm = None if seconds is None else loop.call_later(seconds, _wake, ended)
     try:
         await ended
     finally:
         if alarm is not None:
             alarm.cancel()
-    return call.done()
+    return call.ended
+
+
+def _tell(loop: asyncio.AbstractEventLoop, ended: asyncio.Future[None], _: object) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed, nobody waits any more
+        loop.call_soon_threadsafe(_wake, ended)
 
 
 def _wake(future: asyncio.Future[None]) -> None:

@@ -398,26 +398,18 @@ class Supply:
     # -- closing -----------------------------------------------------------
 
     def discard(self, conn: Connection, *, at_once: bool = False) -> None:
-        """Close a connection that is in the caller's hands, by a worker unless ``at_once``."""
-        self._store.condemn(conn.pool_record)
-        if at_once or self._monitor is None:
-            self._close(conn, self._connector.close)
-        else:
-            self._monitor.submit(functools.partial(self._close, conn, self._connector.close))
+        """Close a connection that is in the caller's hands, by a worker unless ``at_once``.
 
-    def discard_broken(self, conn: Connection) -> None:
-        """Like :meth:`discard`, for one that is lost or in the middle of something.
-
-        That is cancelled first, by a worker, within ``test_timeout``.
+        One that is in the middle of something is always closed by a worker, if
+        there are any, and its statement cancelled first, within ``test_timeout``.
         """
-        if not self._connector.is_busy(conn):
-            self.discard(conn, at_once=True)
-            return
         self._store.condemn(conn.pool_record)
-        if self._monitor is None:
-            self._close(conn, self._abort)
+        is_busy = self._connector.is_busy(conn)
+        how = self._abort if is_busy else self._connector.close
+        if self._monitor is None or (at_once and not is_busy):
+            self._close(conn, how)
         else:
-            self._monitor.submit(functools.partial(self._close, conn, self._abort))
+            self._monitor.submit(functools.partial(self._close, conn, how))
 
     def _abort(self, conn: Connection) -> None:
         self._connector.abort(conn, self._test_timeout)

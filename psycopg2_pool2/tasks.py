@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
@@ -59,7 +58,7 @@ class TaskWaiter(Waiter[Connection]):
         super().__init__(patient, task)
         self._loop = loop
         self._threads = threads
-        self._calls: deque[Call[Any]] = deque()  # that of the pause
+        self._calls: list[Call[Any]] = []  # that of the pause
         self._woken = False
 
     def wake(self) -> None:
@@ -79,7 +78,7 @@ class TaskWaiter(Waiter[Connection]):
 
     def _go_on(self) -> None:
         try:
-            call = self._calls.popleft()
+            call = self._calls.pop()
         except IndexError:
             return
         self._woken = False
@@ -114,10 +113,9 @@ async def drive(steps: Steps[T], threads: Offload, unwanted: Callable[[T], objec
                     call, step = None, _advance(functools.partial(steps.send, woken))
                     continue
             else:
-                act = functools.partial(_go_on, steps, functools.partial(take, step, steps))
-                call = threads.submit(act)
-            step = await outcome(call)
-            call = None
+                call = Call(functools.partial(_go_on, steps, functools.partial(take, step, steps)))
+                threads.start(call)
+            step, call = await outcome(call), None
         result: T = step.result
         return result
     finally:
@@ -125,7 +123,7 @@ async def drive(steps: Steps[T], threads: Offload, unwanted: Callable[[T], objec
             steps.close()
         else:
             call.cancel()
-            call.add_done_callback(functools.partial(_give_up, steps, unwanted))
+            call.when_ended(functools.partial(_give_up, steps, unwanted))
             del call  # an error's traceback refers to this frame
 
 
@@ -156,7 +154,7 @@ def _advance(go_on: Callable[[], Step]) -> Step | _End[Any]:
 
 def _give_up(steps: Steps[T], unwanted: Callable[[T], object], call: Call[Step | _End[T]]) -> None:
     """End the work of a task that was cancelled, when its last call has ended."""
-    if not call.cancelled() and call.exception() is None:
+    if not call.was_cancelled and call.error is None:
         came = call.result()
         if isinstance(came, _End):
             unwanted(came.result)

@@ -38,7 +38,7 @@ class Workers:
     """
 
     def __init__(self) -> None:
-        self.base: float = BASE
+        self.base = BASE
         self._pid = os.getpid()
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         # Re-entered when the garbage collector runs a __del__ that returns a

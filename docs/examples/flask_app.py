@@ -23,7 +23,6 @@ def get_conn():
     return g.conn
 
 
-@messages.teardown_app_request
 def return_conn(_error):
     """Give the connection of this request back; what is not committed is rolled back."""
     conn = g.pop("conn", None)
@@ -63,5 +62,6 @@ def create_app():
     """Make the application, with a pool of its own."""
     app = Flask(__name__)
     app.extensions["pool"] = ConnectionPool.from_env(minconn=0, maxconn=8, timeout=10)
+    app.teardown_appcontext(return_conn)
     app.register_blueprint(messages)
     return app

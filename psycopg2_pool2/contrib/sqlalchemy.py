@@ -129,9 +129,12 @@ class EnginePool(Pool):
         itself.  Else it is a handler of the program that says so, for reasons
         that no test of the pool's would find.
         """
-        if not _checkin or not _is_in_doubt(connection.dbapi_connection):
+        conn = connection.dbapi_connection
+        if conn is None:
+            return  # another thread has given it up meanwhile
+        if not _checkin or not _is_in_doubt(conn):
             self._lender.drain()
-        if _checkin and connection.is_valid:
+        if _checkin:
             connection.invalidate(exception)
 
     # -- helpers -----------------------------------------------------------

@@ -147,7 +147,7 @@ class TestChild:
 
         borrowers = [in_thread(borrow_on_and_on) for _ in range(6)]
         try:
-            for _ in range(10):
+            for _ in range(5):
                 assert int(in_child(lambda: round_trip(pool, timeout=10)))
         finally:
             stop.set()

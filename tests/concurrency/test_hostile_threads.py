@@ -90,7 +90,10 @@ def give_up_soon(pool: ConnectionPool) -> None:
 
 
 def detach(pool: ConnectionPool) -> None:
-    pool.detach(pool.getconn(timeout=60)).close()
+    conn = pool.getconn(timeout=60)
+    conn.autocommit = True
+    ask(conn, "SET application_name TO 'detached'")  # it does not count any more
+    pool.detach(conn).close()
 
 
 ACTS: list[Callable[[ConnectionPool], None]] = [

@@ -364,19 +364,14 @@ class TestBlocks:
         db.pool.putconn(taken)
 
     def test_the_end_of_a_block_waits_for_a_statement_of_its_threads(
-        self, db: PooledDatabase, server: Server, table: str, app: str
+        self, db: PooledDatabase, server: Server, table: str
     ) -> None:
-        slow = f"INSERT INTO {table} SELECT 1 FROM pg_sleep(0.3)"
-        with db.transaction():
+        slow = f"INSERT INTO {table} SELECT 1 FROM pg_sleep(1)"
+        with db.transaction() as conn:
             context = contextvars.copy_context()
             running = in_thread(lambda: context.run(db.execute, slow))
-            wait_until(
-                lambda: server.execute(
-                    "SELECT 1 FROM pg_stat_activity WHERE application_name = %s"
-                    " AND state = 'active'",
-                    [app],
-                )
-            )
+            # Seen here: to ask the server could take longer than the statement.
+            wait_until(lambda: conn.get_transaction_status() == ext.TRANSACTION_STATUS_ACTIVE)
         running.result()
         assert rows(server, table) == [1]
 

@@ -28,7 +28,7 @@ def environment(**extra: str) -> dict[str, str]:
 
 def run_demo(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*_COMMAND, "--seconds", "3", *args],
+        [*_COMMAND, "--seconds", "1", *args],
         env=environment(**env),
         capture_output=True,
         text=True,
@@ -191,4 +191,9 @@ def test_lists_the_commands_that_exist(capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(SystemExit) as ended:
         main(["--help"])
     assert ended.value.code == 0
-    assert re.findall(r"^    (\w+)  ", capsys.readouterr().out, re.MULTILINE) == ["bench", "demo", "doctor", "watch"]
+    assert re.findall(r"^    (\w+)  ", capsys.readouterr().out, re.MULTILINE) == [
+        "bench",
+        "demo",
+        "doctor",
+        "watch",
+    ]

@@ -229,8 +229,11 @@ class TestAtomic:
             connection.close()
             with pool.conn() as conn:
                 assert conn.info.transaction_status == TRANSACTION_STATUS_IDLE
+                assert not connection.is_usable()
                 with pytest.raises(ProgrammingError):
                     ask()
+                with pytest.raises(ProgrammingError):
+                    connection.connect()
                 assert conn.info.transaction_status == TRANSACTION_STATUS_IDLE
         assert accounts().count() == 0
         connection.close()

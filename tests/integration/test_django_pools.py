@@ -133,14 +133,28 @@ class TestSettings:
         wait_for_backends(server, statement_log.application_name, 0)
         assert connection.pool is not pool
 
+    def test_one_that_the_program_closed_is_made_anew(self, site: Site) -> None:
+        site.set_up().shutdown()
+        assert ask() == 1
+
+    def test_a_connection_may_be_dropped_as_recipes_for_forks_do(self, site: Site) -> None:
+        pool = site.set_up(pool={"maxconn": 1})
+        ask()
+        connection.connection = None
+        connection.settings_dict["OPTIONS"]["pool"] = False
+        assert ask() == 1
+        assert connection.pool is None
+        assert_whole(pool)
+
     def test_who_renames_or_drops_the_database_finds_no_session_of_the_pool(
-        self, site: Site
+        self, site: Site, server: Server, statement_log: StatementLog
     ) -> None:
         site.set_up("other", pool={"minconn": 2}).wait()
         ask_once(using="other")
         with connections["other"]._nodb_cursor() as cursor:
             cursor.execute("ALTER DATABASE site_other RENAME TO site_renamed")
             cursor.execute("ALTER DATABASE site_renamed RENAME TO site_other")
+        wait_for_backends(server, statement_log.application_name, 0)
         assert ask_once(using="other") == 1
 
     def test_another_backend_may_be_built_on_it(self, site: Site) -> None:
@@ -220,10 +234,14 @@ class TestSeveral:
         self, site: Site, caplog: pytest.LogCaptureFixture
     ) -> None:
         pool = site.set_up(pool={"maxconn": 1})
+
+        def is_back() -> bool:
+            gc.collect()
+            return pool.stats().in_use == 0
+
         with caplog.at_level(logging.WARNING, "psycopg2_pool2"):
             in_thread(ask).result()
-            gc.collect()
-            wait_until(lambda: pool.stats().in_use == 0)
+            wait_until(is_back)
             assert in_thread(ask_once).result() == 1
         assert "dropped without being returned" in caplog.text
 

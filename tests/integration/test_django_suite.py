@@ -1,6 +1,8 @@
-"""contrib.django passes Django's own tests of what it touches; `make stress` runs all of them."""
+"""contrib.django passes Django's own tests of what it touches; `make stress` runs more of them."""
 
 from __future__ import annotations
+
+import pytest
 
 from psycopg2_pool2.contrib.embedded import Server
 from tests.support.django_source import run_django_tests
@@ -20,5 +22,6 @@ LABELS = (
 )
 
 
+@pytest.mark.timeout(240)  # the first time they are fetched
 def test_djangos_own_tests_pass(server: Server) -> None:
     assert run_django_tests(server, *LABELS, seconds=100) > 700

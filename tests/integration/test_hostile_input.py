@@ -21,7 +21,7 @@ from tests.support.pools import MakePool, round_trip, wait_for_backends
 from tests.support.waiting import in_thread, threads_named, wait_until
 
 OURS = "psycopg2_pool2"
-WITHIN = 5.0
+WITHIN = 20.0
 """Seconds that anything here may take at most; almost all of it takes milliseconds."""
 
 

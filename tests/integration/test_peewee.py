@@ -37,7 +37,7 @@ def url(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     with ConnectionPool(0, 1, dsn=url) as pool, pool.transaction() as conn:
         ask(conn, (_EXAMPLES / "schema.sql").read_text())
     yield url
-    server.execute(f"DROP DATABASE {name}")
+    server.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture
@@ -52,12 +52,10 @@ def program(url: str) -> Any:
 
 
 @pytest.fixture
-def pool(
-    make_any_pool: MakePool, url: str, statement_log: StatementLog
-) -> Iterator[ConnectionPool]:
+def pool(make_pool: MakePool, url: str, statement_log: StatementLog) -> Iterator[ConnectionPool]:
     """Make a pool of two; it is whole at the end."""
     app = statement_log.application_name
-    with make_any_pool(maxconn=2, timeout=30, dsn=url, application_name=app) as made:
+    with make_pool(maxconn=2, timeout=30, dsn=url, application_name=app) as made:
         yield made
         assert_whole(made)
 
@@ -174,8 +172,8 @@ def test_who_waits_keeps_nobody_from_giving_back(pool: ConnectionPool, message: 
     assert waiter.result() == set()
 
 
-def test_a_timeout_is_the_pools(program: Any, make_any_pool: MakePool) -> None:
-    pool = make_any_pool(maxconn=1, timeout=0.05)
+def test_a_timeout_is_the_pools(program: Any, make_pool: MakePool) -> None:
+    pool = make_pool(maxconn=1, timeout=0.05)
     database = program.PooledPsycopg2(pool)
     with pool.conn(timeout=30), pytest.raises(PoolTimeout):
         database.connect()

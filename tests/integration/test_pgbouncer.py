@@ -16,7 +16,15 @@ import pytest
 from psycopg2_pool2 import ConnectionPool
 from psycopg2_pool2.contrib.embedded import Server
 from tests.support.pgbouncer import MakePgBouncer, PgBouncer
-from tests.support.pools import ask, assert_whole, borrow, borrowed_pids, give_back, round_trip
+from tests.support.pools import (
+    ask,
+    assert_whole,
+    borrow,
+    borrowed_pids,
+    give_back,
+    round_trip,
+    start_waiter,
+)
 from tests.support.servers import MakeServer
 from tests.support.waiting import in_thread, wait_until
 
@@ -116,6 +124,18 @@ class TestDefaults:
             bouncer.resume()
             assert waiting.result()
             assert_whole(pool)
+
+    def test_serve_waiters_from_what_is_returned_while_it_is_full(
+        self, pgbouncer: MakePgBouncer, app: str, num_workers: int
+    ) -> None:
+        bouncer = pgbouncer(max_client_conn=2)
+        with through(bouncer, app, 0, 9, num_workers=num_workers) as pool:
+            conns = borrow(pool, 2)
+            waiter = start_waiter(pool)
+            wait_until(lambda: pool.get_stats()["connections_errors"])
+            pool.putconn(conns.pop())
+            conns.append(waiter.result())
+            give_back(pool, conns)
 
     def test_notice_that_it_closes_idle_clients(self, pgbouncer: MakePgBouncer, app: str) -> None:
         bouncer = pgbouncer(client_idle_timeout=1)

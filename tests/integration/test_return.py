@@ -32,6 +32,7 @@ from tests.support.pools import (
 from tests.support.servers import StatementLog
 from tests.support.waiting import in_thread, wait_until
 
+ACTIVE = extensions.TRANSACTION_STATUS_ACTIVE
 IDLE = extensions.TRANSACTION_STATUS_IDLE
 
 
@@ -210,6 +211,33 @@ class TestDoubtfulConnections:
         assert time.monotonic() - started < 20
         assert isinstance(statement.error(), psycopg2.Error)
         assert round_trip(pool) != pid
+        wait_until(lambda: pid not in server.backends(app))
+        assert_whole(pool)
+
+    def test_one_whose_statement_the_server_has_not_begun_is_stopped_when_it_has(
+        self, server: Server, app: str, make_any_pool: MakePool
+    ) -> None:
+        """A session that is told to stop before it has read the statement does not stop."""
+        told = threading.Event()
+
+        class Telling(extensions.connection):
+            def cancel(self) -> None:
+                super().cancel()
+                told.set()
+
+        pool = make_any_pool(maxconn=1, connection_factory=Telling)
+        conn = pool.getconn()
+        pid = pid_of(conn)
+        server.freeze_backend(pid)
+        try:
+            statement = in_thread(ask, conn, "SELECT pg_sleep(60)")
+            wait_until(lambda: conn.get_transaction_status() == ACTIVE)
+            returning = in_thread(pool.putconn, conn)
+            assert told.wait(10)
+        finally:
+            server.thaw_backend(pid)
+        returning.result()
+        assert isinstance(statement.error(), psycopg2.Error)
         wait_until(lambda: pid not in server.backends(app))
         assert_whole(pool)
 
@@ -703,3 +731,18 @@ class TestCloseReturns:
         pool.shutdown()
         assert second.closed
         wait_until(lambda: server.backends(app) == [])
+
+
+class TestClosingWhatIsInUse:
+    @pytest.mark.parametrize("close", [True, False])
+    def test_does_not_wait_for_the_statement_of_another_thread(
+        self, server: Server, app: str, make_pool: MakePool, close: bool
+    ) -> None:
+        pool = make_pool(maxconn=1)
+        conn = pool.getconn()
+        running = in_thread(lambda: ask(conn, "SELECT pg_sleep(60)"))
+        wait_until(lambda: conn.get_transaction_status() == extensions.TRANSACTION_STATUS_ACTIVE)
+        pool.putconn(conn, close=close)
+        assert isinstance(running.error(), psycopg2.Error)
+        wait_until(lambda: not server.backends(app))
+        assert_whole(pool)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import psycopg2
 import pytest
 from sqlalchemy import bindparam, event, exc, func, select, text, update
 from sqlalchemy.engine import Connection, Engine
@@ -13,12 +14,18 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 from psycopg2_pool2 import ConnectionPool, PoolStats
 from psycopg2_pool2.contrib.embedded import Server
 from psycopg2_pool2.contrib.sqlalchemy import create_engine
-from tests.support.pools import MakePool, assert_whole, end_sessions, pid_of
+from tests.support.pools import (
+    MakePool,
+    ask,
+    assert_whole,
+    end_sessions,
+    pid_of,
+    wait_until_at_rest,
+)
 from tests.support.servers import MakeServer, StatementLog
 from tests.support.waiting import in_thread, wait_until
 
 QUESTION = text("SELECT 40 + 2")
-NAP = text("SELECT pg_sleep(60)")
 
 
 class Base(DeclarativeBase):
@@ -267,7 +274,7 @@ class TestLoss:
             lose(connection)
             with pytest.raises(exc.OperationalError):
                 connection.execute(QUESTION)
-        wait_until(lambda: pool.stats().idle == 1)
+        wait_until_at_rest()
         assert statement_log.during(lambda: use(engine)).count("SELECT 1") == 1
         assert_whole(pool)
 
@@ -323,18 +330,28 @@ class TestLoss:
     def test_by_invalidate_in_the_middle_of_a_statement_cancels_that(
         self, server: Server, app: str, make_pool: MakePool
     ) -> None:
-        engine = create_engine(make_pool(maxconn=1, timeout=10))
-        connection = engine.connect()
-        running = in_thread(connection.execute, NAP)
-        busy = (
-            "SELECT 1 FROM pg_stat_activity WHERE application_name = %s AND wait_event = 'PgSleep'"
-        )
-        wait_until(lambda: server.execute(busy, [app]))
-        connection.connection.invalidate()
-        assert isinstance(running.error(), exc.DBAPIError)
-        wait_until(lambda: not server.execute(busy, [app]))
-        connection.close()
+        pool = make_pool(maxconn=1, timeout=30)
+        engine = create_engine(pool)
+        napping = "SELECT 1 FROM pg_stat_activity WHERE application_name = %s AND state = 'active'"
+        with engine.connect() as connection:
+            conn = connection.connection.dbapi_connection
+            running = in_thread(ask, conn, "SELECT pg_sleep(60)")
+            wait_until(lambda: server.execute(napping, [app]))
+            connection.invalidate()
+            assert isinstance(running.error(), psycopg2.Error)
+            wait_until(lambda: not server.execute(napping, [app]))
         assert use(engine)
+        assert_whole(pool)
+
+    def test_that_two_threads_tell_of_is_told_once(
+        self, pool: ConnectionPool, engine: Engine
+    ) -> None:
+        old = use_two(engine)
+        conn = engine.raw_connection()
+        conn.invalidate()
+        engine.pool._invalidate(conn)
+        assert pool.stats() == PoolStats(in_use=0, idle=1)
+        assert use(engine) in old
 
     def test_by_restart_of_the_server(self, fresh_server: Server) -> None:
         with ConnectionPool(0, 2, timeout=30, **fresh_server.params) as pool:

@@ -33,7 +33,7 @@ from tests.support.servers import StatementLog
 from tests.support.tls import TlsServer
 from tests.support.waiting import in_thread, wait_until
 
-WITHIN = 3.0
+WITHIN = 15.0
 
 
 @pytest.fixture

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tests.support.django_source import run_django_tests
 from tests.support.tls import TlsServer
 
 LABELS = (
-    *("aggregation", "annotations", "asgi", "async", "async_queryset", "backends", "basic"),
+    *("aggregation", "annotations", "asgi", "async", "backends", "basic"),
     *("bulk_create", "cache", "constraints", "contenttypes_tests", "custom_lookups", "datetimes"),
     *("db_functions", "db_utils", "dbshell", "defer", "delete", "deprecation", "expressions"),
     *("expressions_window", "fixtures", "force_insert_update", "get_or_create", "handlers"),
@@ -20,6 +18,5 @@ LABELS = (
 )
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_djangos_tests_of_databases_pass(tls_server: TlsServer, processes: int) -> None:
-    assert run_django_tests(tls_server, *LABELS, seconds=1800, processes=processes) > 5000
+def test_djangos_tests_of_databases_pass(tls_server: TlsServer) -> None:
+    assert run_django_tests(tls_server, *LABELS, seconds=1800) > 5000

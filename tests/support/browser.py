@@ -98,7 +98,7 @@ class Browser:
 
     def complaints(self) -> list[str]:
         """Return what the browser wrote to its console as an error since the last call."""
-        entries = self.driver.get_log("browser")
+        entries: Any = self.driver.get_log("browser")  # type: ignore[no-untyped-call]
         return [entry["message"] for entry in entries if entry["level"] == "SEVERE"]
 
     def click(self, selector: str) -> None:

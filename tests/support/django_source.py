@@ -23,8 +23,8 @@ _SUITE = "tests.support.apps.django_suite"
 _numbers = itertools.count(1)
 
 
-def run_django_tests(server: Server, *labels: str, seconds: float, processes: int = 1) -> int:
-    """Have Django test these apps, or all, with pools on a server; return the number of tests."""
+def run_django_tests(server: Server, *labels: str, seconds: float) -> int:
+    """Have Django test these apps with pools on a server; return the number of tests."""
     number = next(_numbers)
     databases = {
         alias: database(server, f"suite_{alias}_{number}", pool={"timeout": 20}, ENGINE=_SUITE)
@@ -33,7 +33,7 @@ def run_django_tests(server: Server, *labels: str, seconds: float, processes: in
     done = subprocess.run(
         [
             *(sys.executable, "runtests.py", f"--settings={_SUITE}.settings", "--noinput"),
-            *(f"--parallel={processes}", *labels),
+            *("--parallel=1", *labels),
         ],
         cwd=django_tests(),
         env={**os.environ, **environment(**databases), "PYTHONPATH": str(_ROOT)},

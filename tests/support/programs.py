@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import signal
@@ -12,10 +13,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.support.waiting import wait_until
 
 START_SECONDS = 30
+
+
+def skip_without(*libraries: str) -> None:
+    """Skip the test if one is not installed; to import it could change this process."""
+    for library in libraries:
+        if importlib.util.find_spec(library) is None:
+            pytest.skip(f"{library} is not installed")
 
 
 class Program:
@@ -57,17 +66,16 @@ class Program:
         assert match is not None
         return match
 
-    def find_all(self, pattern: str) -> list[str]:
-        """Return all that matches in what was written until now."""
-        return re.findall(pattern, self.output)
-
     def ask_to_end(self) -> None:
         """Send what a service manager sends."""
         self.process.send_signal(signal.SIGTERM)
 
     def exit_status(self) -> int:
         """Wait for the end of the master."""
-        return self.process.wait(START_SECONDS)
+        try:
+            return self.process.wait(START_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"it does not end: {self.output}") from None
 
     def kill(self) -> None:
         """End the master and its workers, whatever they do."""

@@ -23,6 +23,8 @@ SERVER = 'connection to server at "127.0.0.1", port 5432 failed: '
         ('invalid sslmode value: "x"', Verdict.FINAL),
         ("server does not support SSL, but SSL was required", Verdict.FINAL),
         ("FATAL:  unsupported startup parameter: options", Verdict.FINAL),
+        ("FATAL:  unsupported startup parameter in options: work_mem", Verdict.FINAL),
+        ("FATAL:  Feature not supported: RDS Proxy currently doesn't ...", Verdict.FINAL),
         ("FATAL:  sorry, too many clients already", Verdict.FULL),
         ("FATAL:  remaining connection slots are reserved for superusers", Verdict.FULL),
         ('FATAL:  too many connections for role "x"', Verdict.FULL),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import socket
 import threading
 import time
@@ -13,7 +14,8 @@ import pytest
 
 from psycopg2_pool2.monitor import Monitor
 from psycopg2_pool2.watch import QueueSleeper
-from tests.support.waiting import wait_until
+from tests.support.processes import in_child
+from tests.support.waiting import in_thread, wait_until
 
 
 class Client:
@@ -89,6 +91,35 @@ def test_a_client_that_is_collected_is_dismissed(monitor: Monitor) -> None:
     del client
     gc.collect()
     wait_until(lambda: not thread.is_alive())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_one_that_was_inherited_forgets_clients_whatever_its_thread_was_doing(
+    monitor: Monitor,
+) -> None:
+    """The lock was held when the child was forked; a program's end collects the client."""
+    clients = [Client()]
+    monitor.serve(clients[0], 3)
+    held, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with monitor._lock:
+            held.set()
+            assert release.wait(30)
+
+    def end() -> str:
+        monitor.abandon()
+        clients.clear()
+        gc.collect()
+        return "ended"
+
+    holder = in_thread(hold)
+    assert held.wait(10)
+    try:
+        assert in_child(end) == "ended"
+    finally:
+        release.set()
+        holder.result()
 
 
 def test_a_failure_of_its_own_is_logged_and_it_goes_on(

@@ -9,14 +9,18 @@ import time
 import weakref
 from collections.abc import Iterator
 from functools import partial
+from typing import TypeVar
 
 import pytest
 
 from psycopg2_pool2 import offload
 from psycopg2_pool2 import workers as workers_module
 from psycopg2_pool2.offload import Call, Offload, finished, outcome
+from tests.support.interleave import HAS_BYTECODES, Interleaver, Plan, code_of, plans
 from tests.support.processes import in_child
 from tests.support.waiting import wait_until
+
+T = TypeVar("T")
 
 MOST = 2
 
@@ -63,6 +67,12 @@ def fail(error: BaseException) -> None:
     raise error
 
 
+def result(call: Call[T]) -> T:
+    """Wait for a call's end, in this thread."""
+    wait_until(lambda: call.ended)
+    return call.result()
+
+
 async def turn() -> None:
     """Let the loop do all that it has to do now."""
     for _ in range(5):
@@ -87,10 +97,9 @@ class TestOffload:
         assert len(running(threads)) == 1
         most = 2
         calls.append(threads.submit(held))
-        wait_until(lambda: sum(call.running() for call in calls) == 2)
-        assert len(running(threads)) == 2
+        wait_until(lambda: len(running(threads)) == 2)
         held.go.set()
-        assert [call.result(10) for call in calls] == ["done"] * 4
+        assert [result(call) for call in calls] == ["done"] * 4
         wait_until(lambda: not running(threads))
 
     @pytest.mark.parametrize("error", [KeyError("x"), Interrupt(), SystemExit(3)])
@@ -115,7 +124,7 @@ class TestOffload:
 
         assert in_child(in_the_child) == "1 thread"
         held.go.set()
-        assert call.result(10) == "done"
+        assert result(call) == "done"
 
 
 class TestCancellation:
@@ -126,8 +135,8 @@ class TestCancellation:
         call = threads.submit(lambda: never.append(1))
         assert call.cancel()
         held.go.set()
-        assert [other.result(10) for other in busy] == ["done"] * MOST
-        assert threads.submit(lambda: "next").result(10) == "next"
+        assert [result(other) for other in busy] == ["done"] * MOST
+        assert result(threads.submit(lambda: "next")) == "next"
         assert not never
 
     def test_while_it_runs_is_refused(self, threads: Offload, held: Held) -> None:
@@ -135,7 +144,7 @@ class TestCancellation:
         assert held.begun.wait(10)
         assert not call.cancel()
         held.go.set()
-        assert call.result(10) == "done"
+        assert result(call) == "done"
 
     def test_of_the_task_leaves_the_call_alone(self, threads: Offload, held: Held) -> None:
         async def main() -> None:
@@ -164,12 +173,72 @@ class TestCancellation:
 
         assert asyncio.run(main()).result() == 1
 
-    def test_a_call_is_made_once(self) -> None:
+
+class TestCall:
+    def test_has_a_result_or_an_error(self) -> None:
+        call = Call(lambda: 1)
+        call.make()
+        assert call.ended
+        assert call.result() == 1
+        error = Interrupt()
+        failing = Call(partial(fail, error))
+        failing.make()
+        with pytest.raises(Interrupt) as caught:
+            failing.result()
+        assert caught.value is error
+
+    def test_is_made_once(self) -> None:
+        made: list[int] = []
+        call = Call(lambda: made.append(1))
+        call.make()
+        call.make()
+        assert made == [1]
+        assert not call.cancel()
+        assert not call.was_cancelled
+
+    def test_that_was_cancelled_is_not_made(self) -> None:
         made: list[int] = []
         call = Call(lambda: made.append(1))
         assert call.cancel()
+        assert call.cancel(), "harmless when repeated"
         call.make()
         assert not made
+        assert call.ended
+
+    @pytest.mark.parametrize("by_bytecode", [False, True])
+    def test_is_made_or_cancelled_and_every_listener_told_once_whatever_the_order(
+        self, by_bytecode: bool
+    ) -> None:
+        if by_bytecode and not HAS_BYTECODES:
+            pytest.skip("this Python cannot trace bytecodes")
+        made: list[int] = []
+        told: list[str] = []
+        outcomes: set[tuple[int, bool]] = set()
+        todo = [Plan(first=first) for first in range(4)]
+        with Interleaver(code_of(Call), threads=4) as interleaver:
+            interleaver.by_bytecode = by_bytecode
+            while todo:
+                plan = todo.pop()
+                made.clear()
+                told.clear()
+                call = Call(lambda: made.append(1))
+                run = interleaver.run(
+                    [
+                        call.make,
+                        call.cancel,
+                        partial(call.when_ended, lambda call: told.append("one")),
+                        partial(call.when_ended, lambda call: told.append("another")),
+                    ],
+                    plan,
+                )
+                assert not run.stuck, plan
+                assert not any(run.errors), plan
+                assert call.ended, plan
+                assert len(made) + call.was_cancelled == 1, plan
+                assert sorted(told) == ["another", "one"], plan
+                outcomes.add((len(made), call.was_cancelled))
+                todo += plans(run, bound=1 if by_bytecode else 2)
+        assert outcomes == {(1, False), (0, True)}
 
 
 class TestFinished:
@@ -189,10 +258,12 @@ class TestFinished:
 
         assert asyncio.run(main()) == (False, True)
 
-    def test_leaves_no_alarm_behind(self, threads: Offload) -> None:
+    def test_leaves_no_alarm_behind(self) -> None:
         async def main() -> int:
-            await finished(threads.submit(lambda: 1), 30)
             loop = asyncio.get_running_loop()
+            call = Call(lambda: 1)
+            loop.call_soon(call.make)
+            assert await finished(call, 30)
             return sum(not alarm.cancelled() for alarm in loop._scheduled)  # type: ignore[attr-defined]
 
         assert asyncio.run(main()) == 0
@@ -207,7 +278,7 @@ class TestFinished:
         loop.run_until_complete(turn())
         loop.close()
         held.go.set()
-        assert call.result(10) == "done"
+        assert result(call) == "done"
         waiting.close()
         wait_until(lambda: not threads._workers.busy)
         assert not caplog.records
@@ -250,7 +321,7 @@ class TestAboutToEnd:
             threads.about_to_end()
             started.append(threads.submit(second))
             started.append(threads.submit(threading.current_thread))
-            started[1].result(10)  # by another one, since this one has not ended
+            result(started[1])  # by another one, since this one has not ended
             story.append("first")
             return threading.current_thread()
 
@@ -258,14 +329,14 @@ class TestAboutToEnd:
             story.append("second")
             return threading.current_thread()
 
-        me = threads.submit(first).result(10)
-        assert started[0].result(10) is me
-        assert started[1].result(10) is not me
+        me = result(threads.submit(first))
+        assert result(started[0]) is me
+        assert result(started[1]) is not me
         assert story == ["first", "second"]
 
     def test_is_over_when_the_call_has_ended(self, threads: Offload, held: Held) -> None:
         """The thread's next call may be a long one."""
-        threads.submit(threads.about_to_end).result(10)
+        result(threads.submit(threads.about_to_end))
         inner: list[Call[str]] = []
 
         def start_and_stay() -> str:
@@ -274,9 +345,9 @@ class TestAboutToEnd:
 
         calls = [threads.submit(start_and_stay)]
         assert held.begun.wait(10)
-        assert inner[0].result(10) == "by another"
+        assert result(inner[0]) == "by another"
         held.go.set()
-        assert calls[0].result(10) == "done"
+        assert result(calls[0]) == "done"
 
     def test_a_call_that_fails_leaves_its_follower(self, threads: Offload) -> None:
         started: list[Call[str]] = []
@@ -287,8 +358,8 @@ class TestAboutToEnd:
             raise Interrupt
 
         with pytest.raises(Interrupt):
-            threads.submit(fail_at_last).result(10)
-        assert started[0].result(10) == "followed"
+            result(threads.submit(fail_at_last))
+        assert result(started[0]) == "followed"
 
     def test_many_follow_each_other(self, threads: Offload) -> None:
         left = 3000  # more than frames may be nested
@@ -314,7 +385,7 @@ def test_a_thread_that_cannot_start_now_is_started_by_a_later_call(
         patch.setattr(threading.Thread, "start", lambda thread: fail(RuntimeError("no thread")))
         first = threads.submit(lambda: 1)
     second = threads.submit(lambda: 2)
-    assert (first.result(10), second.result(10)) == (1, 2)
+    assert (result(first), result(second)) == (1, 2)
 
 
 def test_the_module_needs_no_thread_of_the_loop_s_executor(threads: Offload) -> None:

@@ -24,6 +24,7 @@ from psycopg2_pool2 import (
     guards,
     keyed,
     pool,
+    steps,
     store,
     supply,
     upkeep,
@@ -39,6 +40,7 @@ def runner() -> Iterator[Interleaver]:
     if not HAS_BYTECODES:
         pytest.skip("this Python cannot trace bytecodes")
     traced = [code for module in MODULES for code in code_of(*_classes(module))]
+    traced += code_of(steps.run_blocking, steps.take)
     # The standard library's are written in Python too, and no safer than that.
     traced += code_of(threading.Event, threading.Condition)
     with Interleaver(traced, threads=1) as made:
@@ -92,6 +94,24 @@ def _detach(pool: ConnectionPool) -> None:
     pool.detach(pool.getconn()).close()
 
 
+def _wait_for_one(pool: ConnectionPool) -> None:
+    """Wait while all are lent, until one comes back: at the second look."""
+    conns = [pool.getconn(), pool.getconn()]
+
+    class Waiter(store.Waiter[Any]):
+        looks = 0
+
+        def wait(self, seconds: float) -> bool:
+            self.looks += 1
+            if self.looks == 2:
+                pool.putconn(conns.pop())
+            return self.item is not None
+
+    conns.append(steps.run_blocking(pool._lending(5, Waiter)))
+    while conns:
+        pool.putconn(conns.pop())
+
+
 def _look_after(pool: ConnectionPool) -> None:
     pool.check()
     pool.drain()
@@ -108,6 +128,7 @@ def _look_after(pool: ConnectionPool) -> None:
         _borrow_two,
         _use_key,
         _detach,
+        _wait_for_one,
         _look_after,
     ],
 )

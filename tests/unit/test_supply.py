@@ -76,6 +76,9 @@ class FakeConnector:
             raise psycopg2.OperationalError(self.error)
         return Item()
 
+    def is_busy(self, item: Item) -> bool:
+        return False
+
     def close(self, item: Item) -> None:
         pass
 

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -214,3 +215,25 @@ def test_a_thread_that_cannot_start_is_not_counted_and_loses_no_job(
     assert not done
     workers.relieve()
     wait_until(lambda: done)
+
+
+def test_a_thread_that_is_taken_but_still_counts_as_free_holds_up_no_other_job(
+    workers: Workers, jobs: Jobs
+) -> None:
+    """1. The free thread takes a job. 2. Another job comes. 3. The thread is no longer free."""
+    taken, seen = threading.Event(), threading.Event()
+
+    class Free(set[threading.Thread]):
+        def discard(self, thread: Any) -> None:
+            if not taken.is_set():
+                taken.set()
+                assert seen.wait(30)
+            super().discard(thread)
+
+    workers._free = Free()
+    jobs.submit(1)
+    assert taken.wait(10)
+    jobs.submit(1)
+    assert len(workers._threads) == 1
+    seen.set()
+    running(jobs, 2)

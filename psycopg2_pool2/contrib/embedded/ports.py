@@ -7,7 +7,6 @@ from random import SystemRandom
 
 from .errors import EmbeddedServerError
 
-
 PORTS = range(20000, 32000)
 """Where ports are looked for: below those that the kernel gives to outgoing connections, of which
 one could hold the port while a server is restarted."""

@@ -50,7 +50,7 @@ def main(dsn: str, num_workers: str, callback: str) -> None:
     forking = Forking()
     pool = ConnectionPool(0, 1, dsn=dsn, num_workers=int(num_workers), **{callback: forking})  # type: ignore[arg-type]
     for _ in range(2):
-        with pool.conn(timeout=5) as conn:
+        with pool.conn(timeout=30) as conn:
             answer = ask(conn, "SELECT 1")
     figures = pool.get_stats()
     told = {

@@ -29,7 +29,7 @@ from psycopg2_pool2 import ConnectionPool
 from tests.support.apps.sessions import Witness
 
 MAXCONN = 4
-CHILD_SECONDS = 15
+CHILD_SECONDS = 30
 
 Hold = Callable[["Parent", ExitStack], Any]
 Act = Callable[["Parent", Any], object]

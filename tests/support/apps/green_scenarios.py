@@ -20,7 +20,7 @@ import psycopg2
 from psycopg2_pool2 import ConnectionPool, PoolExhausted, PoolTimeout
 
 ALL_NUM_WORKERS = (3, 0)
-SHORT = 1.5
+SHORT = 2.5
 """Seconds that a borrower waits in vain, and more than ``connect_timeout``."""
 LONG = 20
 
@@ -125,7 +125,7 @@ def waiting(green: Any, dsn: str) -> dict[str, Any]:
         return {"served": served, "ticks": len(ticks)}
 
 
-def black_hole(green: Any, dsn: str) -> dict[str, Any]:
+def black_hole(green: Any, dsns: str) -> dict[str, Any]:
     """Connect where nobody answers, and where nobody sees the packets, until time is over."""
     longest = []
 
@@ -136,19 +136,19 @@ def black_hole(green: Any, dsn: str) -> dict[str, Any]:
         assert isinstance(error, PoolTimeout)
         assert "timeout expired" in str(error.__cause__)
 
+    pools = [
+        ConnectionPool(0, 2, dsn=dsn, num_workers=number, connect_timeout=1)
+        for dsn in dsns.split("; ")
+        for number in ALL_NUM_WORKERS
+    ]
+    request("swallow")
     with ticking(green) as ticks:
-        for swallow, restore in (("freeze", "forward"), ("drop_connects", "serve_connects")):
-            pools = [
-                ConnectionPool(0, 2, dsn=dsn, num_workers=number, connect_timeout=1)
-                for number in ALL_NUM_WORKERS
-            ]
-            request(swallow)
-            for greenlet in [green.spawn(borrow_in_vain, pool) for pool in pools]:
-                green.result(greenlet)
-            request(restore)
-            for pool in pools:
-                assert_whole(pool)
-                pool.shutdown()
+        for greenlet in [green.spawn(borrow_in_vain, pool) for pool in pools]:
+            green.result(greenlet)
+    request("restore")
+    for pool in pools:
+        assert_whole(pool)
+        pool.shutdown()
     return {"longest": max(longest), "ticks": len(ticks)}
 
 

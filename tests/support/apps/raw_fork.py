@@ -26,7 +26,7 @@ from tests.support.apps.forking_parent import ask, wait_for_end
 from tests.support.apps.sessions import Witness
 
 SESSIONS = 3
-NOTICED_WITHIN = 5
+NOTICED_WITHIN = 20
 
 Act = Callable[[ConnectionPool, Any], object]
 
