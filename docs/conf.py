@@ -23,8 +23,6 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(?!psycopg2_pool2\.)\w+\..*"),
     (r"py:(class|data)", r"psycopg2_pool2\.(\w+\.){1,2}\w+"),
 ]
-# Until all pages that index.rst names are written.
-suppress_warnings = ["toc.not_readable", "ref.doc"]
 
 html_theme = "furo"
 pygments_dark_style = "github-dark"

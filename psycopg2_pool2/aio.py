@@ -167,13 +167,14 @@ class AsyncConnectionPool:
 
         As :meth:`ConnectionPool.getconn`, and raises what that raises.
         """
-        threads = None if self.pool.test_on_borrow is False else self._threads
-        return await drive(self._lending(timeout, threads), self._threads, self._put_back)
+        tests = self.pool.test_on_borrow is not False
+        return await drive(self._lending(timeout, tests), self._threads, self._put_back)
 
-    def _lending(self, timeout: float | None, threads: Offload | None) -> Steps[Connection]:
+    def _lending(self, timeout: float | None, needs_worker: bool) -> Steps[Connection]:
         loop = asyncio.get_running_loop()
         task = asyncio.current_task(loop)
-        return self.pool._lending(timeout, functools.partial(TaskWaiter, loop, task, threads))
+        make_waiter = functools.partial(TaskWaiter, loop, task, self._threads, needs_worker)
+        return self.pool._lending(timeout, make_waiter)
 
     def _put_back(self, conn: Connection) -> None:
         """Return a connection that its task does not want any more."""
@@ -245,7 +246,7 @@ class AsyncConnectionPool:
             raise
 
     def _working(self, work: _Work[T]) -> Steps[T]:
-        conn = yield from self._lending(POOL_DEFAULT, self._threads)
+        conn = yield from self._lending(POOL_DEFAULT, True)
         try:
             result: T = yield functools.partial(work, conn)
         except GeneratorExit:  # given up before it began

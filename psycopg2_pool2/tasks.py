@@ -9,7 +9,8 @@ worker may begin and which may be cancelled, once:
 1. The task leaves the call with its waiter, *then* the waiter looks whether it
    was woken before.  Who wakes it notes that, *then* looks for a call.
 2. A waiter that has been served has a worker make the call: that one goes on.
-3. For any other reason the call is cancelled: the task itself goes on.
+   So it is if the loop is closed; then the worker ends the work.
+3. Else the call is cancelled: the task itself goes on.
 4. When the pause is over the task takes the call back, *then* it cancels it,
    *then* it looks what the waiter has.  So no wake-up is lost in between: it
    is seen there, or kept for the next pause.
@@ -42,22 +43,24 @@ T = TypeVar("T")
 class TaskWaiter(Waiter[Connection]):
     """One blocked borrower: a task.
 
-    ``threads`` go on for it when it has been served; None if there is nothing to
-    do for it that blocks.
+    When it has been served a worker goes on for it, if it ``needs_worker``: if
+    there is more to do for it that blocks.
     """
 
-    __slots__ = ("_calls", "_loop", "_threads", "_woken")
+    __slots__ = ("_calls", "_loop", "_needs_worker", "_threads", "_woken")
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         task: asyncio.Task[Any] | None,
-        threads: Offload | None,
+        threads: Offload,
+        needs_worker: bool,
         patient: bool,
     ) -> None:
         super().__init__(patient, task)
         self._loop = loop
         self._threads = threads
+        self._needs_worker = needs_worker
         self._calls: list[Call[Any]] = []  # that of the pause
         self._woken = False
 
@@ -82,10 +85,11 @@ class TaskWaiter(Waiter[Connection]):
         except IndexError:
             return
         self._woken = False
-        if self.item is None or self._threads is None or self._loop.is_closed():
-            call.cancel()
-        else:
+        served = self.item is not None
+        if (served and self._needs_worker) or self._loop.is_closed():
             self._threads.start(call)
+        else:
+            call.cancel()
 
 
 class _End(Generic[T]):
@@ -107,7 +111,7 @@ async def drive(steps: Steps[T], threads: Offload, unwanted: Callable[[T], objec
         step = _advance(steps.__next__)
         while not isinstance(step, _End):
             if isinstance(step, Pause):
-                call = Call(functools.partial(_go_on, steps, functools.partial(steps.send, True)))
+                call = Call(functools.partial(_wake_up, steps, asyncio.get_running_loop()))
                 woken = await _woken(step, call)
                 if call.cancel():
                     call, step = None, _advance(functools.partial(steps.send, woken))
@@ -135,6 +139,14 @@ async def _woken(pause: Pause, call: Call[Any]) -> bool:
         return await finished(call, pause.seconds)
     finally:
         pause.waiter.end_pause()
+
+
+def _wake_up(steps: Steps[T], loop: asyncio.AbstractEventLoop) -> Step | _End[T]:
+    """Go on after a pause, in this worker."""
+    if loop.is_closed():  # for nobody
+        steps.close()
+        raise asyncio.CancelledError
+    return _go_on(steps, functools.partial(steps.send, True))
 
 
 def _go_on(steps: Steps[T], advance: Callable[[], Step]) -> Step | _End[T]:

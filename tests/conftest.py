@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
+from hypothesis.internal.conjecture import providers
 
 from psycopg2_pool2.contrib.embedded import Server, ports
 from tests.support.pgbouncer import MakePgBouncer, PgBouncer, new_pgbouncer
@@ -38,6 +39,10 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("the same every time")
+# Without the numbers and words in the code that is loaded, which depends on the tests before.
+pytest.MonkeyPatch().setattr(
+    providers, "_get_local_constants", lambda: providers._local_constants, raising=False
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:

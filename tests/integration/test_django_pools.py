@@ -36,7 +36,7 @@ class TestErrors:
 
     def test_waited_in_vain(self, site: Site) -> None:
         pool = site.set_up(pool={"maxconn": 1, "timeout": 0.05})
-        with pool.conn(), pytest.raises(OperationalError, match="in use 1") as caught:
+        with pool.conn(timeout=20), pytest.raises(OperationalError, match="in use 1") as caught:
             ask()
         assert type(caught.value.__cause__) is PoolTimeout
 

@@ -136,13 +136,16 @@ def test_the_make_targets_exist(page: Path) -> None:
     assert {*inline, *re.findall(r"^(?:\$ )?make (\w+)", "".join(code), re.M)} <= set(targets)
 
 
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
 @cache
 def functions_in(path: Path) -> set[tuple[str, ...]]:
     """Return the functions of a module, those in classes after the class, and the classes."""
     found = set[tuple[str, ...]]()
     for node in ast.parse(path.read_text()).body:
         inner: list[Any] = node.body if isinstance(node, ast.ClassDef) else []
-        if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+        if isinstance(node, (ast.ClassDef, *_FUNCTIONS)):
             found.add((node.name,))
-            found.update((node.name, x.name) for x in inner if isinstance(x, ast.FunctionDef))
+            found.update((node.name, x.name) for x in inner if isinstance(x, _FUNCTIONS))
     return found

@@ -32,7 +32,6 @@ from tests.support.pools import (
 from tests.support.servers import StatementLog
 from tests.support.waiting import in_thread, wait_until
 
-ACTIVE = extensions.TRANSACTION_STATUS_ACTIVE
 IDLE = extensions.TRANSACTION_STATUS_IDLE
 
 
@@ -211,33 +210,6 @@ class TestDoubtfulConnections:
         assert time.monotonic() - started < 20
         assert isinstance(statement.error(), psycopg2.Error)
         assert round_trip(pool) != pid
-        wait_until(lambda: pid not in server.backends(app))
-        assert_whole(pool)
-
-    def test_one_whose_statement_the_server_has_not_begun_is_stopped_when_it_has(
-        self, server: Server, app: str, make_any_pool: MakePool
-    ) -> None:
-        """A session that is told to stop before it has read the statement does not stop."""
-        told = threading.Event()
-
-        class Telling(extensions.connection):
-            def cancel(self) -> None:
-                super().cancel()
-                told.set()
-
-        pool = make_any_pool(maxconn=1, connection_factory=Telling)
-        conn = pool.getconn()
-        pid = pid_of(conn)
-        server.freeze_backend(pid)
-        try:
-            statement = in_thread(ask, conn, "SELECT pg_sleep(60)")
-            wait_until(lambda: conn.get_transaction_status() == ACTIVE)
-            returning = in_thread(pool.putconn, conn)
-            assert told.wait(10)
-        finally:
-            server.thaw_backend(pid)
-        returning.result()
-        assert isinstance(statement.error(), psycopg2.Error)
         wait_until(lambda: pid not in server.backends(app))
         assert_whole(pool)
 

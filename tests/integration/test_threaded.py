@@ -150,7 +150,8 @@ class TestEither:
         with psycopg2.connect(server.dsn) as blocker, blocker.cursor() as cursor:
             cursor.execute("SELECT pg_advisory_lock(4711)")
             statement = in_thread(blocked.execute, "SELECT pg_advisory_lock(4711)")
-            wait_until(lambda: server.execute("SELECT 1 FROM pg_locks WHERE NOT granted"))
+            waits = "SELECT 1 FROM pg_locks WHERE NOT granted AND pid = %s"
+            wait_until(lambda: server.execute(waits, [pid_of(conn)]))
             closing = in_thread(pool.closeall)
             assert not statement.done
             cursor.execute("SELECT pg_advisory_unlock(4711)")

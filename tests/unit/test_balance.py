@@ -113,6 +113,9 @@ class City:
     def fault(self, item: Item, **how: Any) -> None:
         pass
 
+    def is_busy(self, item: Item) -> bool:
+        return False
+
     def close(self, item: Item) -> None:
         pass
 

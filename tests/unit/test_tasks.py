@@ -85,13 +85,14 @@ class Borrower:
     ) -> None:
         self.unwanted: list[Any] = []
         self._pool = pool
-        self._threads = shelf if by_worker else None
+        self._shelf = shelf
+        self._by_worker = by_worker
         self._timeout = timeout
         self.task = asyncio.get_running_loop().create_task(drive(self._steps(), shelf, self._take))
 
     def _steps(self) -> Steps[Any]:
         loop = asyncio.get_running_loop()
-        waiter = partial(TaskWaiter, loop, None, self._threads)
+        waiter = partial(TaskWaiter, loop, None, self._shelf, self._by_worker)
         return self._pool._lending(self._timeout, waiter)
 
     def _take(self, conn: Any) -> None:
@@ -370,7 +371,7 @@ class TestWaiting:
 
         async def main() -> None:
             loop = asyncio.get_running_loop()
-            waiter = TaskWaiter(loop, None, shelf, True)
+            waiter = TaskWaiter(loop, None, shelf, True, True)
             waited: list[bool] = []
 
             def work() -> Steps[str]:
@@ -397,10 +398,29 @@ class TestWaiting:
 
 
 class TestLoopsThatEnd:
-    def test_closed_while_a_task_waits_keep_nothing(
+    @pytest.mark.parametrize("by_worker", [True, False])
+    def test_closed_while_tasks_wait_keep_nothing(
+        self, pool: ConnectionPool, shelf: Shelf, by_worker: bool
+    ) -> None:
+        conn = pool.getconn()
+        loop = asyncio.new_event_loop()
+
+        async def begin() -> None:
+            for _ in range(3):
+                Borrower(pool, shelf, by_worker=by_worker)
+            await turn()
+
+        loop.run_until_complete(begin())
+        _forget_pending(loop)
+        pool.putconn(conn)
+        assert shelf.make_all() == 3
+        assert pool.stats() == PoolStats(0, 1)
+        assert pool.get_stats()["requests_waiting"] == 0
+
+    def test_closed_while_tasks_wait_leave_the_queue_when_woken(
         self, pool: ConnectionPool, shelf: Shelf
     ) -> None:
-        """What it is handed comes back when the garbage collector has found the task."""
+        """Else who is told that there is room, to open one himself, would be nobody."""
         conn = pool.getconn()
         loop = asyncio.new_event_loop()
 
@@ -410,10 +430,9 @@ class TestLoopsThatEnd:
 
         loop.run_until_complete(begin())
         _forget_pending(loop)
-        pool.putconn(conn)
-        assert shelf.make_all() == 0, "nobody goes on for it"
-        gc.collect()
-        assert pool.stats() == PoolStats(0, 1)
+        pool.putconn(conn, close=True)
+        assert shelf.make_all() == 1
+        assert pool.get_stats()["requests_waiting"] == 0
 
     @pytest.mark.parametrize("made", [True, False])
     def test_closed_while_a_worker_tests_keep_nothing(
@@ -458,7 +477,7 @@ def _wait_and_return(pool: ConnectionPool) -> None:
         conn = pool.getconn()
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda loop, context: None)
-        waiter = partial(TaskWaiter, loop, None, threads)
+        waiter = partial(TaskWaiter, loop, None, threads, True)
         borrowing = loop.create_task(drive(pool._lending(5, waiter), threads, pool.putconn))
         await turn()
         pool.putconn(conn)
@@ -507,7 +526,7 @@ class World:
         self._pauses_in_vain = pauses_in_vain
         self.shelf = Shelf()
         loop: Any = type("OpenLoop", (), {"is_closed": staticmethod(lambda: False)})
-        self.waiter = TaskWaiter(loop, None, self.shelf, True)
+        self.waiter = TaskWaiter(loop, None, self.shelf, True, True)
         self.taken: list[object] = []
         self.over = False
 
