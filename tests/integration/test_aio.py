@@ -809,8 +809,27 @@ class TestThePool:
         await asyncio.gather(*[asked(pool) for _ in range(4)])
         threads = list(pool._threads._workers._threads)
         assert threads
+        import weakref
         del pool
         gc.collect()
+        try:
+            from tests.support.waiting import wait_until
+            wait_until(lambda: not server.backends(app), 4)
+        except AssertionError:
+            def show(o, depth=0):
+                for x in gc.get_referrers(o):
+                    if type(x).__name__ in ('list_iterator',) or 'show' in repr(type(x)) or type(x) is list and len(x)>10: continue
+                    print('   '*depth, type(x), str(x)[:200])
+                    if depth < 3 and not isinstance(x, (type(gc),)) : show(x, depth+1)
+            print(server.backends(app), server.execute("select pid, client_port, state, query from pg_stat_activity where application_name=%s",[app]))
+            import psutil, os
+            print([c for c in psutil.Process().net_connections("tcp")])
+            for o in gc.get_objects():
+                if isinstance(o, ext.connection): print(o, o.closed); show(o)
+            print([(p.pid, p.name(), p.cmdline()) for p in psutil.Process().children(recursive=True)])
+            for p in psutil.Process().children(recursive=True):
+                print(p.pid, p.net_connections("tcp"))
+            assert 0
         wait_for_backends(server, app, 0)
         await eventually(lambda: not any(thread.is_alive() for thread in threads))
 

@@ -14,9 +14,11 @@ import json
 import os
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psycopg2
@@ -108,7 +110,29 @@ def notices(pool: ConnectionPool) -> bool:
 
 def fork_unnoticed() -> int:
     """Fork without Python's hooks; the global interpreter lock is kept meanwhile."""
+    # Nobody mends the interpreter's own locks in the child, which a thread may have that wants
+    # to run.
+    before = None
+    while (now := switches_of_sleepers()) is None or now != before:
+        before = now
+        time.sleep(0.02)
     return int(ctypes.PyDLL(None).fork())
+
+
+def switches_of_sleepers() -> dict[str, str] | None:
+    """Return how often each other thread has gone to sleep; None unless all of them sleep."""
+    found = {}
+    for task in Path("/proc/self/task").glob("*"):
+        if int(task.name) != threading.get_native_id():
+            try:
+                lines = (task / "status").read_text().splitlines()
+            except OSError:  # it has just ended
+                return None
+            status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+            if not status["State"].startswith("S"):
+                return None
+            found[task.name] = status["voluntary_ctxt_switches"]
+    return found
 
 
 def run_child(call: Callable[[], object]) -> None:
