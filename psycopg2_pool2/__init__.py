@@ -27,7 +27,7 @@ if _typing.TYPE_CHECKING:
 
 ThreadSafeConnectionPool = ConnectionPool
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AdaptiveConnectionPool",
