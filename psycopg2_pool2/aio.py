@@ -269,13 +269,32 @@ class AsyncConnectionPool:
         checks.function("fn", fn)
         if not isinstance(conn, Tracked):
             raise TypeError(f"conn must be a pool's connection, not a {type(conn).__name__}")
+        return await self._hold(lambda hold: hold.use(conn, _plain_call, fn, args, kwargs))
+
+    async def _hold(self, act: Callable[[_Hold], T]) -> T:
+        """Have a worker call this; what it holds when the task is cancelled is interrupted."""
+        hold = _Hold(self.pool)
         context = contextvars.copy_context()
-        call = self._threads.submit(lambda: _plain(context.run(fn, conn, *args, **kwargs)))
+        call = self._threads.submit(lambda: context.run(act, hold))
         try:
             await finished(call)
         except BaseException:
-            if not call.cancel() and not call.ended:
-                self._interrupt(_interruption(self.pool, conn))
+            call.cancel()
+            self._interrupt(hold.give_up())
+            raise
+        return await outcome(call)
+
+    async def _end_on(self, conn: Connection, act: Callable[[], T]) -> T:
+        """Have a worker end a block on a connection in use by the task.
+
+        If the task is cancelled meanwhile nothing can be done with the connection
+        any more: its end may not have been reached.
+        """
+        call = self._threads.submit(act)
+        try:
+            await finished(call)
+        except BaseException:
+            self._interrupt(_interruption(self.pool, conn))
             raise
         return await outcome(call)
 
@@ -323,7 +342,11 @@ class AsyncConnectionPool:
 
     async def __aenter__(self) -> AsyncConnectionPool:
         if self._opens_later:
-            await self._do(ConnectionPool._open, self.pool, False)
+            try:
+                await self._do(ConnectionPool._open, self.pool, False)
+            except BaseException:  # a cancelled one is not entered, so nobody would close it
+                self._other_threads.submit(self.pool.shutdown)
+                raise
         return self
 
     async def __aexit__(
@@ -363,18 +386,48 @@ class _UnopenedPool(ConnectionPool):
         pass
 
 
-class _Work(Generic[T]):
-    """What a worker does on a connection that was borrowed for a task, and returns.
+class _Hold:
+    """The connection on which a worker is doing something for a task.
 
     1. The worker notes the connection under the lock, unless the task has given
-       up already: then it returns it unused.
+       up already: then it does nothing.
     2. When it has done what there is to do it forgets the connection under the
-       lock, *then* returns it.
+       lock, *then* anybody may return it.
     3. A task that gives up marks the connection under the lock, to be closed, and
        only while it is noted.  So it never marks one that is another borrower's.
     """
 
-    __slots__ = ("_act", "_conn", "_context", "_given_up", "_lock", "_pool", "_threads")
+    __slots__ = ("_conn", "_given_up", "_lock", "_pool")
+
+    def __init__(self, pool: ConnectionPool) -> None:
+        self._pool = pool
+        self._lock = threading.Lock()
+        self._conn: Connection | None = None
+        self._given_up = False
+
+    def use(self, conn: Connection, act: Callable[..., T], *args: Any) -> T:
+        """Return ``act(conn, *args)``; to be called by the worker."""
+        with self._lock:
+            if self._given_up:
+                raise asyncio.CancelledError
+            self._conn = conn
+        try:
+            return act(conn, *args)
+        finally:
+            with self._lock:
+                self._conn = None
+
+    def give_up(self) -> Callable[[], None] | None:
+        """Have the connection closed; return what ends that which the worker does, if anything."""
+        with self._lock:
+            self._given_up = True
+            return None if self._conn is None else _interruption(self._pool, self._conn)
+
+
+class _Work(Generic[T]):
+    """What a worker does on a connection that was borrowed for a task, and returns."""
+
+    __slots__ = ("_act", "_context", "_hold", "_pool", "_threads")
 
     def __init__(
         self, pool: ConnectionPool, threads: Offload, act: Callable[[Connection], T]
@@ -383,28 +436,18 @@ class _Work(Generic[T]):
         self._threads = threads
         self._act = act
         self._context = contextvars.copy_context()
-        self._lock = threading.Lock()
-        self._conn: Connection | None = None
-        self._given_up = False
+        self._hold = _Hold(pool)
 
     def __call__(self, conn: Connection) -> T:
         with LoanBlock(self._pool, None, conn):
-            with self._lock:
-                if self._given_up:
-                    raise asyncio.CancelledError
-                self._conn = conn
             try:
-                return self._context.run(self._act, conn)
+                return self._context.run(self._hold.use, conn, self._act)
             finally:
-                with self._lock:
-                    self._conn = None
                 self._threads.about_to_end()
 
     def give_up(self) -> Callable[[], None] | None:
-        """Have the connection closed; return what ends that which the worker does, if anything."""
-        with self._lock:
-            self._given_up = True
-            return None if self._conn is None else _interruption(self._pool, self._conn)
+        """See :meth:`_Hold.give_up`."""
+        return self._hold.give_up()
 
 
 def _note_return(conn: Connection) -> None:
@@ -419,6 +462,12 @@ def _transact(
 ) -> T:
     with Transaction(conn):
         return _plain(fn(conn, *args, **kwargs))
+
+
+def _plain_call(
+    conn: Connection, fn: Callable[..., T], args: Iterable[Any], kwargs: Mapping[str, Any]
+) -> T:
+    return _plain(fn(conn, *args, **kwargs))
 
 
 def _plain(result: T) -> T:

@@ -212,7 +212,8 @@ class AsyncPooledDatabase:
         raise AssertionError("the last attempt returns or raises")
 
     async def _in(self, scope: Scope, work: Callable[[Connection], T]) -> T:
-        return await self.pool.run_on(scope.conn, lambda _: scope.do(work))
+        # What only waits for its turn in the block holds nothing.
+        return await self.pool._hold(lambda hold: scope.do(lambda conn: hold.use(conn, work)))
 
     @asynccontextmanager
     async def _scope(self) -> AsyncIterator[Scope]:
@@ -245,9 +246,9 @@ class AsyncPooledDatabase:
             yield
         except BaseException as error:
             exc_info = type(error), error, error.__traceback__
-            await self.pool.run_on(conn, lambda _: block.__exit__(*exc_info))
+            await self.pool._end_on(conn, lambda: block.__exit__(*exc_info))
             raise
-        await self.pool.run_on(conn, lambda _: block.__exit__(None, None, None))
+        await self.pool._end_on(conn, lambda: block.__exit__(None, None, None))
 
     # -- the whole ---------------------------------------------------------
 

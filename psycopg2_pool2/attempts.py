@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import psycopg2
 
+from . import checks
 from .connector import Connection
 from .errors import CommitUncertain
 from .timing import chance
@@ -37,13 +38,14 @@ class Attempt:
     not to meet again.
     """
 
-    __slots__ = ("_again", "_conflict", "_is_last", "_retries_conflicts", "pause")
+    __slots__ = ("_conflict", "_is_last", "_mendable", "_retries_conflicts", "pause")
 
     def __init__(self, pause: float, is_last: bool, retries_conflicts: bool) -> None:
         self.pause = pause
         self._is_last = is_last
         self._retries_conflicts = retries_conflicts
-        self._again = self._conflict = False
+        self._mendable: BaseException | None = None
+        self._conflict = False
 
     @property
     def was_conflict(self) -> bool:
@@ -59,7 +61,9 @@ class Attempt:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        return self._again and not self._is_last
+        # That very error: what comes while its connection is returned, such as
+        # an interrupt, is not to be swallowed.
+        return exc is not None and exc is self._mendable and not self._is_last
 
     @contextmanager
     def judging(self, conn: Connection) -> Iterator[None]:
@@ -83,7 +87,8 @@ class Attempt:
         if isinstance(error, CommitUncertain):
             return
         self._conflict = self._retries_conflicts and error.pgcode in _CONFLICTS
-        self._again = self._conflict or is_lost(conn, error)
+        if self._conflict or is_lost(conn, error):
+            self._mendable = error
 
 
 def attempts(retries: int = RETRIES, *, conflicts: bool = False) -> Iterator[Attempt]:
@@ -91,6 +96,7 @@ def attempts(retries: int = RETRIES, *, conflicts: bool = False) -> Iterator[Att
 
     ``conflicts``: begin anew after serialization failures and deadlocks too.
     """
+    checks.count("retries", retries)
     pause = 0.0
     for number in range(retries + 1):
         attempt = Attempt(pause, number == retries, conflicts)

@@ -43,7 +43,11 @@ class LoanBlock:
 
 
 class TransactionBlock(LoanBlock):
-    """Like :class:`LoanBlock`, and commit on success, roll back on an exception."""
+    """Like :class:`LoanBlock`, and commit on success, roll back on an exception.
+
+    As psycopg2's own ``with conn:`` does: if the block swallows the error of a
+    statement, the server rolls back at COMMIT and says nothing.
+    """
 
     __slots__ = ()
 

@@ -81,7 +81,6 @@ class Care:
 
         What ``reset`` or ``configure`` raise is logged.
         """
-        record.attention = False  # before the reasons are read
         if conn.closed or conn.get_transaction_status() in (ACTIVE, UNKNOWN):
             return psycopg2.OperationalError("the connection was lost, or in use")
         if record.hung_up and not self._connector.probe(conn):

@@ -80,7 +80,9 @@ class PooledDatabase:
 
         Commits at the end of the block, or rolls back on an exception.  Inside
         another transaction it is a savepoint, and the arguments, which are those
-        of psycopg2's ``set_session``, are a ValueError.
+        of psycopg2's ``set_session``, are a ValueError.  A statement of a
+        :meth:`connection` block begins a transaction too, which is that block's
+        to commit; there the arguments hold until the block ends.
 
         Raises :class:`CommitUncertain`.
         """

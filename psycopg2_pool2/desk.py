@@ -161,7 +161,7 @@ class Desk:
         """Do in a step, if it may block, what :meth:`_fault` does."""
         most = deadline.remaining() if deadline.is_patient else None
         if not self._tests_always and not self._needs_test(conn.pool_record):
-            return self._fault(conn, most)
+            return self._fault(conn, most, test=False)
         try:
             fault: Exception | None = yield functools.partial(self._fault, conn, most)
         except GeneratorExit:  # the borrower gave up; it may have failed already
@@ -276,17 +276,23 @@ class Desk:
         with contextlib.suppress(Exception):  # the waiter has been told
             self._supply.keep(self._supply.open(permit, seconds))
 
-    def _fault(self, conn: Connection, most: float | None) -> Exception | None:
+    def _fault(
+        self, conn: Connection, most: float | None, test: bool | None = None
+    ) -> Exception | None:
         """Return why a connection may not be lent, None if it may.
 
-        The test may take ``most`` seconds, if given, and at most ``test_timeout``.
+        The test may take ``most`` seconds, if given, and at most ``test_timeout``;
+        whether there is one is found out here unless it is told.
         """
         record: Record = conn.pool_record
         try:
-            marked, record.attention = record.attention, False  # before the reasons are read
+            marked = record.attention
+            if marked:
+                record.attention = False  # before the reasons are read
             if record.retired or record.expires_at <= self._clock():
                 return _TooOldError("its time is over")
-            test = self._tests_always or self._needs_test(record)
+            if test is None:
+                test = self._tests_always or self._needs_test(record)
             if not test and not marked and self._watched:
                 return None
             seconds = self._test_timeout
@@ -372,6 +378,7 @@ class Desk:
             self._observers.used(seconds)
 
     def _take_back(self, conn: Connection, record: Record, close: bool) -> None:
+        record.attention = False  # before the reasons are read
         try:
             self._end_loan(record)
             worthy = not close and self._is_worth_keeping(record)

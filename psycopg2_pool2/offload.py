@@ -17,12 +17,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import logging
 import os
 import threading
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from .workers import Workers
+
+logger = logging.getLogger("psycopg2_pool2")
 
 T = TypeVar("T")
 
@@ -145,7 +148,10 @@ class Offload:
     def _work(self, call: Call[Any] | None) -> None:
         worker = self._worker
         while call is not None:
-            call.make()
+            try:
+                call.make()
+            except BaseException:  # of a listener: those who follow are not to wait for ever
+                logger.exception("a background call failed")
             call, worker.following, worker.is_ending = worker.following, None, False
 
 

@@ -28,7 +28,7 @@ PAGE = 1000
 _VALUES = re.compile(
     r"""\A (?P<before>
         \s* INSERT \s+ INTO \b (?: (?! \b SELECT \b | -- | /\* ) [^%'] )*? \b VALUES \s* )
-    (?P<row> \( (?: [^()'"] | \( [^()'"]* \) )* \) | %s )
+    (?P<row> \( (?! [^;]* \b SELECT \b ) (?: [^()'"] | \( [^()'"]* \) )* \) | %s )
     (?P<after> (?! .* \b UPDATE \b ) [^%(]* (?: \([^%()]*\) [^%()]* )* ) \Z""",
     re.IGNORECASE | re.VERBOSE | re.DOTALL,
 )

@@ -149,7 +149,7 @@ class Permit:
 
 
 class Waiter(Generic[T]):
-    """One blocked borrower: a thread.
+    """One blocked borrower: a thread; a task's is derived from it.
 
     ``item`` or ``error`` is set before :meth:`wake` is called; with neither he
     looks around and waits again.  ``patient`` waiters have a timeout; the others

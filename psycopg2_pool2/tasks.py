@@ -80,16 +80,26 @@ class TaskWaiter(Waiter[Connection]):
         self._calls.clear()
 
     def _go_on(self) -> None:
-        try:
-            call = self._calls.pop()
-        except IndexError:
+        call = self._take_call()
+        if call is None:
             return
-        self._woken = False
         served = self.item is not None
         if (served and self._needs_worker) or self._loop.is_closed():
             self._threads.start(call)
         else:
             call.cancel()
+
+    def _take_call(self) -> Call[Any] | None:
+        """Take the call of the pause, and the note that it was woken; else leave the note."""
+        while True:
+            # The note first: later it would be that for the next pause.
+            self._woken = False
+            try:
+                return self._calls.pop()
+            except IndexError:
+                self._woken = True
+            if not self._calls:  # else one came before the note was there again
+                return None
 
 
 class _End(Generic[T]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
@@ -35,6 +36,7 @@ class ObservedPools(Generic[T]):
 
     def __init__(self, make_observer: Callable[[ConnectionPool], T]) -> None:
         self._make_observer = make_observer
+        self._lock = threading.RLock()  # two who add a pool at a time
         self._observers: WeakKeyDictionary[ConnectionPool, T] = WeakKeyDictionary()
 
     def add(self, pool: ConnectionPool) -> None:
@@ -43,12 +45,15 @@ class ObservedPools(Generic[T]):
         Raises :class:`ValueError` if another one that is open has its name, by
         which they are told apart.
         """
-        for other in self:
-            if other is not pool and other.name == pool.name:
-                if not other.closed:
-                    raise ValueError(f"pool: another one is named {pool.name!r} too")
-                self.remove(other)
-        pool._observe(self._observers.setdefault(pool, self._make_observer(pool)))
+        with self._lock:
+            for other in self:
+                if other is not pool and other.name == pool.name:
+                    if not other.closed:
+                        raise ValueError(f"pool: another one is named {pool.name!r} too")
+                    self.remove(other)
+            if pool not in self._observers:
+                self._observers[pool] = self._make_observer(pool)
+            pool._observe(self._observers[pool])
 
     def remove(self, pool: ConnectionPool) -> None:
         """Observe a pool no longer; harmless when repeated."""

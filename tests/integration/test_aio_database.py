@@ -11,6 +11,7 @@ from typing import Any
 import psycopg2
 import pytest
 from psycopg2 import errors, extras
+from psycopg2.extensions import TRANSACTION_STATUS_ACTIVE
 
 from psycopg2_pool2 import AsyncConnectionPool, AsyncPooledDatabase, ConnectionPool
 from psycopg2_pool2.contrib.embedded import Server
@@ -274,6 +275,10 @@ class TestRun:
         assert len(attempts) > 20, "there was no conflict"
 
 
+def is_active(conn: Any) -> bool:
+    return bool(conn.get_transaction_status() == TRANSACTION_STATUS_ACTIVE)
+
+
 class TestCancellation:
     def test_in_a_block_costs_its_connection_and_nothing_else(
         self, run: Callable[[Test], None], server: Server, table: str, app: str
@@ -302,6 +307,24 @@ class TestCancellation:
             assert rows(server, table) == []
 
         run(test)
+
+    def test_of_one_that_waits_for_its_turn_in_a_block_costs_nothing(
+        self, run: Callable[[Test], None], server: Server, table: str
+    ) -> None:
+        async def test(db: AsyncPooledDatabase) -> None:
+            async with db.transaction() as conn:
+                slow = f"INSERT INTO {table} SELECT 1 FROM pg_sleep(0.3)"
+                running = asyncio.create_task(db.execute(slow))
+                await asyncio.to_thread(wait_until, lambda: is_active(conn))
+                waiting = asyncio.create_task(db.execute(f"INSERT INTO {table} VALUES (2)"))
+                await asyncio.sleep(0.05)
+                waiting.cancel()
+                await asyncio.wait([running, waiting])
+                assert running.exception() is None
+                await db.execute(f"INSERT INTO {table} VALUES (3)")
+
+        run(test)
+        assert rows(server, table) == [1, 3]
 
     def test_of_a_statement_outside_a_block(
         self, run: Callable[[Test], None], server: Server, table: str

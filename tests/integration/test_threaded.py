@@ -29,7 +29,7 @@ from psycopg2_pool2 import (
 from psycopg2_pool2.contrib.embedded import Server, free_port
 from tests.support.pools import ask, pid_of, wait_for_backends, wait_for_waiters
 from tests.support.servers import StatementLog
-from tests.support.waiting import in_thread, wait_until
+from tests.support.waiting import in_thread, place_of, wait_until
 
 MakePool = Callable[..., Any]
 
@@ -153,7 +153,9 @@ class TestEither:
             waits = "SELECT 1 FROM pg_locks WHERE NOT granted AND pid = %s"
             wait_until(lambda: server.execute(waits, [pid_of(conn)]))
             closing = in_thread(pool.closeall)
-            assert not statement.done
+            wait_until(lambda: closing.done or "in closeall" in place_of(closing.thread))
+            statement.thread.join(0.2)
+            assert not statement.done, "it was not waited for"
             cursor.execute("SELECT pg_advisory_unlock(4711)")
             assert statement.error() is None
             closing.result()

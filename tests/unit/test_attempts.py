@@ -129,3 +129,20 @@ def test_pauses_follow_conflicts_only_and_grow() -> None:
             if len(pauses) < 4:
                 raise error("57P01")
     assert pauses == [0, 0, 0, 0]
+
+
+def test_an_interrupt_while_the_connection_is_returned_is_not_swallowed() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        for attempt in attempts(3):
+            with attempt:
+                try:
+                    with attempt.judging(FakeConnection()):
+                        raise error("57P01")
+                finally:
+                    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("retries", [-1, True, "3"])
+def test_retries_is_a_number(retries: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="retries"):
+        run([FakeConnection()], retries=retries)

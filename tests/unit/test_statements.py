@@ -26,6 +26,7 @@ OTHER = [
     "INSERT INTO t -- VALUES (\nVALUES (%s)",
     "UPDATE t SET a = %s",
     "DELETE FROM t WHERE a IN (VALUES (%s))",
+    "INSERT INTO t VALUES (%s, (SELECT a FROM t))",
     "INSERT INTO t VALUES (%s); DELETE FROM t WHERE a = %s",
 ]
 
