@@ -102,6 +102,9 @@ class ThreadedConnectionPool(  # type: ignore[override]  # closed is read-only h
             raise PoolClosed(_CLOSED)
         self.shutdown(timeout)
         for conn in self.connections_in_use:
+            # Here, which waits for a statement; a worker would have it cancelled.
+            self._supply.unwatch(conn)
+            self._connector.close(conn)
             with contextlib.suppress(PoolError):  # it came back meanwhile
                 super().putconn(conn, close=True)
 

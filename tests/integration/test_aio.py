@@ -830,10 +830,13 @@ def sleep(conn):
     with conn.cursor() as cursor:
         cursor.execute("SELECT pg_sleep(60)")
 
+async def sleep_in_block(pool):
+    async with pool.conn() as conn:
+        await pool.run_on(conn, sleep)
+
 async def main():
-    async with AsyncConnectionPool(0, 2, dsn=sys.argv[1]) as pool, pool.conn() as conn:
-        work = pool.run_on(conn, sleep), pool.run(sleep)
-        tasks = [asyncio.create_task(each) for each in work]
+    async with AsyncConnectionPool(0, 2, dsn=sys.argv[1]) as pool:
+        tasks = [asyncio.create_task(work) for work in (sleep_in_block(pool), pool.run(sleep))]
         while pool.stats().in_use < 2:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.1)
