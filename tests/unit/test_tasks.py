@@ -396,6 +396,44 @@ class TestWaiting:
 
         run(main)
 
+    def test_a_wake_up_in_the_moment_in_which_a_pause_is_over_is_kept(self, shelf: Shelf) -> None:
+        """Who is woken for nothing must not wipe out that he was served meanwhile.
+
+        1. A nudge takes the pause's call. 2. The pause is over, and the task goes on by itself.
+        3. It is served, before its next pause. 4. The next pause begins; the nudge goes on.
+        5. The task looks whether it was woken.
+        """
+        taken, go = threading.Event(), threading.Event()
+
+        class Calls(list[Call[Any]]):
+            def pop(self, *_: Any) -> Call[Any]:
+                call = super().pop()
+                if not taken.is_set():
+                    taken.set()
+                    assert go.wait(30)
+                return call
+
+            def append(self, call: Call[Any]) -> None:
+                super().append(call)
+                if taken.is_set():
+                    go.set()
+                    nudge.result()
+
+        loop = asyncio.new_event_loop()
+        waiter = TaskWaiter(loop, None, shelf, True, True)
+        waiter._calls = Calls()
+        first, second = Call(lambda: None), Call(lambda: None)
+        waiter.pause(first)
+        nudge = in_thread(waiter.wake)
+        assert taken.wait(10)
+        waiter.end_pause()
+        first.cancel()
+        waiter.item = object()
+        waiter.wake()
+        waiter.pause(second)
+        assert second in shelf.calls
+        loop.close()
+
 
 class TestLoopsThatEnd:
     @pytest.mark.parametrize("by_worker", [True, False])

@@ -11,6 +11,7 @@ from tests.bench.scenarios import (
     oversubscribed,
     spike,
     spread,
+    tasks,
     tested,
     threads,
 )
@@ -26,6 +27,7 @@ _MODULES = (
     spread,
     adaptive,
     database,
+    tasks,
 )
 
 SCENARIOS: dict[str, Scenario] = {
