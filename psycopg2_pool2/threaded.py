@@ -6,7 +6,6 @@ every public method and attribute is this package's.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Hashable
 from typing import Any
 
@@ -102,11 +101,15 @@ class ThreadedConnectionPool(  # type: ignore[override]  # closed is read-only h
             raise PoolClosed(_CLOSED)
         self.shutdown(timeout)
         for conn in self.connections_in_use:
+            record = conn.pool_record
+            try:
+                self._claim(record)
+            except KeyError:
+                continue  # it came back meanwhile
             # Here, which waits for a statement; a worker would have it cancelled.
             self._supply.unwatch(conn)
             self._connector.close(conn)
-            with contextlib.suppress(PoolError):  # it came back meanwhile
-                super().putconn(conn, close=True)
+            self._desk.take_back(conn, record, close=True)
 
     def _getconn(self, conn: Connection | None, key: Hashable | None, timeout: Any) -> Connection:
         try:
