@@ -417,12 +417,15 @@ class Supply:
     def replace(self, record: Record) -> bool:
         """Retire a connection, after its replacement is open if there is room for that.
 
-        It stays while no other can be had; returns whether it was retired.
+        It stays while no other can be had; returns whether it was retired.  Of
+        several threads one does it: who comes meanwhile finds the record among
+        those being replaced, who comes later finds it retired, which it is before
+        it leaves them.
         """
         conn = record()
         with self._lock:
-            if conn is None or record in self._replacing:
-                return True  # of several threads one does it
+            if conn is None or record.retired or record in self._replacing:
+                return True
             self._replacing.add(record)
         try:
             if not self._open_replacement(record):

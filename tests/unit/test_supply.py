@@ -581,6 +581,17 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
 
 
 class TestRotation:
+    def test_of_what_another_thread_has_just_replaced_opens_nothing(self) -> None:
+        world = World(minconn=1)
+        world.supply.grow()
+        world.finish()
+        [record] = world.store.all_records()
+        conn = record()  # closed, and not yet collected: its thread has it in hand
+        assert world.supply.replace(record)
+        assert world.supply.replace(record)
+        assert conn is not None
+        assert len(world.attempts) == 2
+
     def test_asks_the_breaker_before_it_opens_a_replacement(self, driver: FakeDriver) -> None:
         clock = FakeClock()
         pool = fake_pool(clock, 10, 20, lifetime_timeout=100, background_prewarm=False)
