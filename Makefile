@@ -4,7 +4,7 @@
 PYTHON ?= python3
 STRESS_SECONDS ?= 120
 PYTEST_ARGS ?=
-JOBS ?= 2
+JOBS ?= 3
 
 BIN := .venv/bin
 

@@ -37,7 +37,8 @@ def twin_socket(fd: int) -> socket.socket:
     copy = os.dup(fd)
     try:
         return socket.socket(fileno=copy)
-    except BaseException:
+    except Exception:
+        # After an interruption the object may have been made: it closes the copy itself.
         os.close(copy)
         raise
 

@@ -17,12 +17,12 @@ import pytest
 
 from psycopg2_pool2 import ConnectionPool
 from psycopg2_pool2.contrib.embedded import Server
-from tests.support.interrupts import interrupt
+from tests.support.interrupts import MAY_STRIKE_ANYWHERE, interrupt
 from tests.support.pools import MakePool, ask, assert_whole, watched_sessions
 from tests.support.random_actions import no_log
 from tests.support.waiting import place_of, wait_until
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, MAY_STRIKE_ANYWHERE]
 
 BORROWERS = 8
 ROUNDS = 400

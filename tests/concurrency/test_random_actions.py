@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from tests.support.interrupts import MAY_STRIKE_ANYWHERE
 from tests.support.pools import MakePool
 from tests.support.random_actions import act_at_random, seed_of_the_run
 
 
+@MAY_STRIKE_ANYWHERE
 @pytest.mark.parametrize("torment", [False, True], ids=["in peace", "interrupted"])
 def test_whatever_threads_do_the_pool_stays_whole(
     make_any_pool: MakePool, app: str, torment: bool

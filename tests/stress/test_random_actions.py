@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.interrupts import MAY_STRIKE_ANYWHERE
 from tests.support.pools import MakePool
 from tests.support.random_actions import act_at_random, seed_of_the_run
 
@@ -20,6 +21,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+@MAY_STRIKE_ANYWHERE
 @pytest.mark.parametrize("torment", [False, True], ids=["in peace", "interrupted"])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_whatever_threads_do_the_pool_stays_whole(

@@ -6,6 +6,12 @@ import contextlib
 import ctypes
 import threading
 
+import pytest
+
+MAY_STRIKE_ANYWHERE = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+"""For tests that interrupt what they test: a socket whose close() is struck is closed all the same,
+when it is collected, and Python warns of that."""
+
 _active: dict[int | None, threading.Thread] = threading._active  # type: ignore[attr-defined]
 
 

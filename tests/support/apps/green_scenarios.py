@@ -264,19 +264,28 @@ def restart(green: Any, dsn: str) -> dict[str, Any]:
 
     def work(number: int) -> None:
         while not done:
-            try:
+            with suppress(psycopg2.OperationalError, psycopg2.InterfaceError):
                 with pools[number % 2].conn() as conn:
                     assert ask(conn, "SELECT %s FROM pg_sleep(0.002)", number) == number
                 rounds[number] += 1
-            except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
-                errors.append(type(error).__name__)
 
+    def be_at_work(pool: ConnectionPool) -> None:
+        try:
+            with pool.conn() as conn:
+                at_work.append(pool)
+                ask(conn, "SELECT pg_sleep(600)")
+        except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
+            errors.append(type(error).__name__)
+
+    at_work: list[ConnectionPool] = []
     pools = [
         ConnectionPool(0, 3, dsn=dsn, timeout=LONG, num_workers=number)
         for number in ALL_NUM_WORKERS
     ]
     greenlets = [green.spawn(work, number) for number in rounds]
     wait_until(lambda: all(rounds.values()))
+    greenlets += [green.spawn(be_at_work, pool) for pool in pools]
+    wait_until(lambda: len(at_work) == 2)
     request("restart")
     before = rounds.copy()
     wait_until(lambda: all(rounds[number] > before[number] + 3 for number in rounds))
