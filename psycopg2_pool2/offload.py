@@ -23,6 +23,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
+from .alarms import resolve, set_alarm
 from .workers import Workers
 
 logger = logging.getLogger("psycopg2_pool2")
@@ -171,20 +172,15 @@ async def finished(call: Call[T], seconds: float | None = None) -> bool:
     loop = asyncio.get_running_loop()
     ended = loop.create_future()
     call.when_ended(functools.partial(_tell, loop, ended))
-    alarm = None if seconds is None else loop.call_later(seconds, _wake, ended)
+    alarms = None if seconds is None else set_alarm(loop, ended, seconds)
     try:
         await ended
     finally:
-        if alarm is not None:
-            alarm.cancel()
+        if alarms is not None:
+            alarms.discard(ended)
     return call.ended
 
 
 def _tell(loop: asyncio.AbstractEventLoop, ended: asyncio.Future[None], _: object) -> None:
     with contextlib.suppress(RuntimeError):  # the loop is closed, nobody waits any more
-        loop.call_soon_threadsafe(_wake, ended)
-
-
-def _wake(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
+        loop.call_soon_threadsafe(resolve, ended)

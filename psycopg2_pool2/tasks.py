@@ -33,7 +33,7 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from .connector import Connection
-from .offload import Call, Offload, finished, outcome
+from .offload import Call, Offload, finished
 from .steps import Pause, Step, Steps, take
 from .store import Waiter
 
@@ -129,7 +129,8 @@ async def drive(steps: Steps[T], threads: Offload, unwanted: Callable[[T], objec
             else:
                 call = Call(functools.partial(_go_on, steps, functools.partial(take, step, steps)))
                 threads.start(call)
-            step, call = await outcome(call), None
+            await finished(call)
+            step, call = call.result(), None
         result: T = step.result
         return result
     finally:

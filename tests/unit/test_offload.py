@@ -258,16 +258,6 @@ class TestFinished:
 
         assert asyncio.run(main()) == (False, True)
 
-    def test_leaves_no_alarm_behind(self) -> None:
-        async def main() -> int:
-            loop = asyncio.get_running_loop()
-            call = Call(lambda: 1)
-            loop.call_soon(call.make)
-            assert await finished(call, 30)
-            return sum(not alarm.cancelled() for alarm in loop._scheduled)  # type: ignore[attr-defined]
-
-        assert asyncio.run(main()) == 0
-
     def test_does_not_mind_a_loop_that_was_closed_meanwhile(
         self, threads: Offload, held: Held, caplog: pytest.LogCaptureFixture
     ) -> None:
