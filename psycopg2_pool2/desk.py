@@ -88,7 +88,7 @@ class Desk:
                 conn = self._store.borrow()
             started = self._clock()
             # Not by a step, which would cost a tenth of the test.
-            fault = self._fault(conn, timeout or None) if conn is not None else None
+            fault = self._fault(conn, timeout or None, started) if conn is not None else None
             if conn is None or fault is not None:
                 deadline = Deadline(timeout, self._clock, started)
                 conn = run_blocking(self._lend_another(conn, fault, deadline, self._waiter))
@@ -130,7 +130,7 @@ class Desk:
             conn.pool_record.lent_at = now
             self._observers.waited(now - started)
         except BaseException:
-            self._put_back(conn)
+            self.put_back(conn)
             raise
 
     def _note_loan(self, conn: Connection, loan: Loan) -> None:
@@ -161,9 +161,11 @@ class Desk:
         """Do in a step, if it may block, what :meth:`_fault` does."""
         most = deadline.remaining() if deadline.is_patient else None
         if not self._tests_always and not self._needs_test(conn.pool_record):
-            return self._fault(conn, most, test=False)
+            return self._fault(conn, most, self._clock(), test=False)
         try:
-            fault: Exception | None = yield functools.partial(self._fault, conn, most)
+            fault: Exception | None = yield functools.partial(
+                self._fault, conn, most, self._clock()
+            )
         except GeneratorExit:  # the borrower gave up; it may have failed already
             self._drop(conn)
             raise
@@ -202,7 +204,7 @@ class Desk:
             # He may have been served in the very moment in which he gave up.
             conn = self._store.leave(waiter)
             if conn is not None:
-                self._put_back(conn)
+                self.put_back(conn)
             raise
         finally:
             self._counters.add_wait(deadline.elapsed())
@@ -277,7 +279,7 @@ class Desk:
             self._supply.keep(self._supply.open(permit, seconds))
 
     def _fault(
-        self, conn: Connection, most: float | None, test: bool | None = None
+        self, conn: Connection, most: float | None, now: float, test: bool | None = None
     ) -> Exception | None:
         """Return why a connection may not be lent, None if it may.
 
@@ -289,7 +291,7 @@ class Desk:
             marked = record.attention
             if marked:
                 record.attention = False  # before the reasons are read
-            if record.retired or record.expires_at <= self._clock():
+            if record.retired or record.expires_at <= now:
                 return _TooOldError("its time is over")
             if test is None:
                 test = self._tests_always or self._needs_test(record)
@@ -344,7 +346,7 @@ class Desk:
             self._store.claim(conn.pool_record)
         self._supply.discard(conn)
 
-    def _put_back(self, conn: Connection) -> None:
+    def put_back(self, conn: Connection) -> None:
         """Take a connection back that was handed over to nobody."""
         with contextlib.suppress(KeyError):
             self._store.claim(conn.pool_record)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import sys
 import threading
 import time
@@ -17,6 +16,7 @@ import weakref
 from collections.abc import Callable
 from typing import Protocol
 
+import psycopg2
 from psycopg2 import extensions as ext
 
 from .connector import Connection
@@ -26,7 +26,6 @@ from .waits import Limit, WaitCallback, keeps_limits
 _LOOKS = 20
 """The monitor looks so many times in a guard's span: it is late by a twentieth at most."""
 _LAST_LOOK = 0.05
-_numbers = itertools.count()
 
 
 class Guard(Protocol):
@@ -45,30 +44,33 @@ class SocketGuard:
 
     1. The thread enters the guard into ``guarded``.
     2. Afterwards it takes it out again; the enforcer, when the time is over,
-       gives it a closed gate and takes it out.  ``dict.pop`` lets one of them
+       gives it a closed gate and takes it out.  ``set.remove`` lets one of them
        have it.
     3. If it was the enforcer, it shuts the socket down and then opens the gate,
-       for which the thread waits.  So the descriptor cannot be closed, and its
-       number used by another connection, in between.
+       for which the thread waits.  So the connection is not closed in between.
+       The descriptor is asked for only then: if libpq has closed it upon an
+       error, its number may be another connection's by now.
 
     It is held weakly, so that one that a thread was interrupted over is gone
     with its frame, and shuts nothing down.
     """
 
-    __slots__ = ("__weakref__", "deadline", "fd", "gate", "guarded", "number")
+    __slots__ = ("__weakref__", "conn", "deadline", "gate", "guarded", "ref")
 
+    conn: Connection
     deadline: float
-    fd: int
     gate: threading.Lock
-    guarded: dict[int, weakref.ref[SocketGuard]]
-    number: int  # not its id, which may be another one's as soon as it is gone
+    guarded: set[weakref.ref[SocketGuard]]
+    ref: weakref.ref[SocketGuard]
 
     def lift(self) -> bool:
         """See :meth:`Guard.lift`."""
-        if self.guarded.pop(self.number, None) is not None:
-            return False
-        self.gate.acquire()
-        return True
+        try:
+            self.guarded.remove(self.ref)
+        except KeyError:
+            self.gate.acquire()
+            return True
+        return False
 
 
 class Guards:
@@ -81,7 +83,7 @@ class Guards:
     def __init__(self, look: Callable[[], None]) -> None:
         self.tick: float | None = None
         self._look = look
-        self._guarded: dict[int, weakref.ref[SocketGuard]] = {}
+        self._guarded: set[weakref.ref[SocketGuard]] = set()
 
     def __len__(self) -> int:
         return len(self._guarded)
@@ -90,10 +92,10 @@ class Guards:
         """Put a limit on what is done next with a connection; to be lifted in any case."""
         guard = SocketGuard()  # without __init__: it is on the way of every test
         guard.guarded = self._guarded
-        guard.fd = conn.fileno()
+        guard.conn = conn
         guard.deadline = time.monotonic() + seconds
-        guard.number = number = next(_numbers)
-        self._guarded[number] = weakref.ref(guard)
+        guard.ref = ref = weakref.ref(guard)
+        self._guarded.add(ref)
         if self.tick is None or seconds < self.tick * _LOOKS:
             # The monitor looks regularly while anything is guarded, and once
             # after: a wake-up for each test would cost more than the test.
@@ -114,20 +116,23 @@ class Guards:
             return
         if self.tick is None:
             self.tick = _LAST_LOOK
-        for number, ref in list(self._guarded.items()):
+        for ref in list(self._guarded):
             guard = ref()
             if guard is None:
-                self._guarded.pop(number, None)
+                self._guarded.discard(ref)
             elif guard.deadline <= now:
                 self._shut_down(guard)
 
     def _shut_down(self, guard: SocketGuard) -> None:
         guard.gate = threading.Lock()
         guard.gate.acquire()
-        if self._guarded.pop(guard.number, None) is not None:
-            with contextlib.suppress(OSError):
-                shut_down(guard.fd)
-            guard.gate.release()
+        with contextlib.suppress(KeyError):  # else its thread was faster
+            self._guarded.remove(guard.ref)
+            try:
+                with contextlib.suppress(OSError, psycopg2.Error):
+                    shut_down(guard.conn.fileno())
+            finally:
+                guard.gate.release()
 
 
 def _nothing() -> None:

@@ -304,7 +304,7 @@ class ConnectionPool:
         """
         conn = None
         store = self._store
-        if self._lends_untested and key is None and not store.attention:
+        if key is None and not store.attention:
             # Store.borrow, written out: the call would be a tenth of the idle cycle.
             try:
                 conn = self._popleft()
@@ -312,7 +312,7 @@ class ConnectionPool:
                 self._lend(record)
                 if len(store.idle) < store.low:
                     store.low = len(store.idle)
-                if not record.attention:
+                if self._lends_untested and not record.attention:
                     return conn
             except IndexError:
                 pass  # none is idle
@@ -321,7 +321,12 @@ class ConnectionPool:
     def _getconn(self, conn: Connection | None, key: Hashable | None, timeout: Any) -> Connection:
         if self._notice_fork():
             conn = None
-        timeout = self._begin_borrow(timeout)
+        try:
+            timeout = self._begin_borrow(timeout)
+        except BaseException:
+            if conn is not None:
+                self._desk.put_back(conn)
+            raise
         if key is None:
             return self._desk.lend(conn, timeout)
         return self._desk.lend_keyed(key, timeout)

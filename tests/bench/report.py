@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 from collections.abc import Iterator, Sequence
@@ -55,7 +56,7 @@ def _cell(result: Result, row: Row, column: Column) -> str:
         return "1"
     else:
         value = result.rows.ratio(row.case, key, row.peer)
-    if value is None:
+    if value is None or math.isnan(value):
         return "-"
     gave_up = column.gave_up is not None and row.figures.get(column.gave_up)
     return f"{'> ' if gave_up else ''}{format(value, column.form)}"

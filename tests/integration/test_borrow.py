@@ -177,12 +177,17 @@ class TestTimeouts:
         assert waiter.result() is conn
 
     @pytest.mark.parametrize("timeout", [-1, math.inf, math.nan])
-    def test_a_senseless_number_is_refused_by_name(
-        self, make_pool: MakePool, timeout: float
+    @pytest.mark.parametrize("test_on_borrow", [True, False])
+    def test_a_senseless_number_is_refused_by_name_and_takes_nothing(
+        self, make_pool: MakePool, timeout: float, test_on_borrow: bool
     ) -> None:
-        pool = make_pool()
+        pool = make_pool(1, 1, test_on_borrow=test_on_borrow)
+        with pool.conn(timeout=10) as conn:
+            record = conn.pool_record
+        record.attention = True  # so that the pool looks at it before it is lent
         with pytest.raises(ValueError, match="timeout"):
             pool.getconn(timeout=timeout)
+        assert pool.stats() == PoolStats(in_use=0, idle=1)
 
     def test_is_the_end_of_a_borrow_whose_tests_always_fail(self, make_any_pool: MakePool) -> None:
         pool = make_any_pool(test_on_borrow=_refuse_all)

@@ -136,20 +136,20 @@ def test_a_guard_that_its_thread_was_interrupted_over_shuts_nothing_down(
 def test_a_guard_that_begins_as_the_monitor_stops_looking_is_seen(here: socket.socket) -> None:
     """1. The monitor finds none. 2. One begins, and sees it look. 3. It must not stop looking."""
 
-    class Guarded(dict[int, Any]):
+    class Guarded(set[Any]):
         emptied = False
 
         def __bool__(self) -> bool:
             # The first look finds nothing, and in that moment one begins.
             if not self.emptied:
                 self.emptied = True
-                self[late.number] = weakref.ref(late)
+                self.add(late.ref)
                 return False
             return bool(len(self))
 
     guards = Guards(lambda: None)
     late = SocketGuard()
-    late.number, late.fd, late.deadline = 0, here.fileno(), time.monotonic()
+    late.conn, late.deadline, late.ref = here, time.monotonic(), weakref.ref(late)
     guards._guarded = late.guarded = Guarded()
     guards.tick = 0.01
     guards.enforce(time.monotonic())

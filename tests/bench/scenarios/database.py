@@ -11,6 +11,7 @@ from functools import partial
 from psycopg2_pool2 import ConnectionPool, PooledDatabase
 from tests.bench.harness import Aim, Bench, Case, Column, Plot, Rows, Sample, Scenario, Trial
 from tests.bench.peers import OURS
+from tests.bench.placement import on_one_processor
 
 CASE = "one statement"
 BY_HAND = "by hand"
@@ -24,6 +25,7 @@ def _by_hand(pool: ConnectionPool) -> object:
 
 def _cases(bench: Bench) -> list[Case]:
     def open_all(stack: ExitStack) -> dict[str, Trial]:
+        stack.enter_context(on_one_processor(bench.server))
         pool = stack.enter_context(ConnectionPool(1, 1, dsn=bench.server.dsn))
         pool.wait()
         database = PooledDatabase(pool)
@@ -53,7 +55,8 @@ def _aims(rows: Rows) -> list[Aim]:
 SCENARIO = Scenario(
     name="database",
     title="A statement by PooledDatabase, and by hand",
-    note="SELECT 1 in a transaction, on a connection that is borrowed, tested and returned.",
+    note="SELECT 1 in a transaction, on a connection that is borrowed, tested and returned. Client"
+    " and server share one processor.",
     columns=(Column("us", "µs a statement", ",.1f"), Column("ratio:us", "ours/its")),
     plots=(Plot("us", "µs for one statement"),),
     cases=_cases,

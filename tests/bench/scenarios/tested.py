@@ -7,6 +7,7 @@ from functools import partial
 
 from tests.bench.harness import WAIT_COLUMNS, Aim, Bench, Case, Column, Plot, Rows, Scenario, Trial
 from tests.bench.peers import TESTING, Lender, Plan, ask, lending
+from tests.bench.placement import on_one_processor
 from tests.bench.scenarios.idle import cycle
 
 CASE = "tested connection"
@@ -18,6 +19,7 @@ def _cases(bench: Bench) -> list[Case]:
     plan = Plan(bench.server.dsn, idle=1, size=1, test=True)
 
     def open_all(stack: ExitStack) -> dict[str, Trial]:
+        stack.enter_context(on_one_processor(bench.server))
         conn = plan.connect()
         stack.callback(conn.close)
         lenders = {peer: stack.enter_context(lending(peer, plan)) for peer in TESTING}
@@ -35,7 +37,8 @@ SCENARIO = Scenario(
     name="tested",
     title="Borrow and return with a test on borrow",
     note="One thread, one idle connection, each pool's own test by a statement, beside a SELECT 1"
-    " on one connection without a pool. psycopg2's pool and DBUtils have no such test.",
+    " on one connection without a pool. psycopg2's pool and DBUtils have no such test. Client and"
+    " server share one processor.",
     columns=(
         Column("us", "µs a cycle", ",.1f"),
         Column("ratio:us", "ours/its"),
