@@ -197,7 +197,13 @@ class Desk:
                 self._supply.grow()
             while waiter.item is None:
                 _raise_if(waiter.error)
-                yield from self._wait_a_while(waiter, deadline)
+                if self._options.debug:
+                    _raise_if(self._report.deadlock())
+                pause = deadline.slice(self._look_again()) if waiter.patient else _LOOK_AGAIN
+                if not self._has_workers:
+                    pause = yield from self._open_for(waiter, deadline, pause)
+                if not (yield Pause(waiter, pause)):
+                    self._look_around(waiter, deadline)
             conn, waiter.item = waiter.item, None
             return conn
         except BaseException:
@@ -220,28 +226,18 @@ class Desk:
         except (PoolExhausted, TooManyRequests) as error:
             raise type(error)(f"{error}: {self._report.explain()}") from None
 
-    def _wait_a_while(self, waiter: Waiter[Connection], deadline: Deadline) -> Steps[None]:
-        if self._options.debug:
-            _raise_if(self._report.deadlock())
-        pause = deadline.slice(self._look_again()) if waiter.patient else _LOOK_AGAIN
-        if not self._has_workers:
-            pause = yield from self._open_for(waiter, deadline, pause)
-        if (yield Pause(waiter, pause)):
-            return
-        if waiter.patient and deadline.remaining() == 0:
-            raise self._report.timed_out(deadline)
-        self._look_around(waiter)
-
     def _look_again(self) -> float:
         crowd = len(self._store.waiters) / _CROWD
         return min(_LOOK_AGAIN * max(1.0, crowd), _LOOK_AGAIN_IN_CROWD)
 
-    def _look_around(self, waiter: Waiter[Connection]) -> None:
-        """Do again what others should have done for this waiter.
+    def _look_around(self, waiter: Waiter[Connection], deadline: Deadline) -> None:
+        """Do again what others should have done for this waiter, unless its time is over.
 
         Normally nobody came because there is nothing to bring.  But a thread
         that was interrupted may have left its work half done.
         """
+        if waiter.patient and deadline.remaining() == 0:
+            raise self._report.timed_out(deadline)
         self._upkeep.collect_lost()
         self._supply.close_all(self._store.settle())
         if self._has_workers:

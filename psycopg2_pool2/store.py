@@ -423,7 +423,9 @@ class Store(Generic[T]):
         Whoever makes room looks for waiters afterwards; so it is enough that a
         waiter is in the queue before he looks for room.
         """
-        return len(self.records) + len(self._permits) < self.maxconn
+        exist = len(self.records)
+        # Most who ask find it full; to count the permits takes longer.
+        return exist < self.maxconn and exist + len(self._permits) < self.maxconn
 
     def is_above_floor(self) -> bool:
         """Tell whether one may be closed without undercutting ``floor``."""

@@ -22,7 +22,7 @@ from tests.support.fakes import FakeClock, options
 from tests.support.interleave import Call, CoopGate, CoopLock, Interleaver, Run, code_of
 
 TRACED: list[CodeType] = list(
-    code_of(Store, store_module.Waiter, Desk._wait, Desk.put_back, Desk._wait_a_while)
+    code_of(Store, store_module.Waiter, Desk._wait, Desk.put_back)
 )
 _OPTIONS = options(timeout=None)
 
