@@ -196,10 +196,7 @@ class Desk:
             if self._has_workers and self._store.has_room():
                 self._supply.grow()
             while waiter.item is None:
-                _raise_if(waiter.error)
-                if self._options.debug:
-                    _raise_if(self._report.deadlock())
-                pause = deadline.slice(self._look_again()) if waiter.patient else _LOOK_AGAIN
+                pause = self._pause(waiter, deadline)
                 if not self._has_workers:
                     pause = yield from self._open_for(waiter, deadline, pause)
                 if not (yield Pause(waiter, pause)):
@@ -226,9 +223,15 @@ class Desk:
         except (PoolExhausted, TooManyRequests) as error:
             raise type(error)(f"{error}: {self._report.explain()}") from None
 
-    def _look_again(self) -> float:
+    def _pause(self, waiter: Waiter[Connection], deadline: Deadline) -> float:
+        """Return how long to wait before looking around; raise if there is no sense in waiting."""
+        _raise_if(waiter.error)
+        if self._options.debug:
+            _raise_if(self._report.deadlock())
+        if not waiter.patient:
+            return _LOOK_AGAIN
         crowd = len(self._store.waiters) / _CROWD
-        return min(_LOOK_AGAIN * max(1.0, crowd), _LOOK_AGAIN_IN_CROWD)
+        return deadline.slice(min(_LOOK_AGAIN * max(1.0, crowd), _LOOK_AGAIN_IN_CROWD))
 
     def _look_around(self, waiter: Waiter[Connection], deadline: Deadline) -> None:
         """Do again what others should have done for this waiter, unless its time is over.

@@ -21,9 +21,7 @@ from psycopg2_pool2.store import Permit, Record, Store, Waiter
 from tests.support.fakes import FakeClock, options
 from tests.support.interleave import Call, CoopGate, CoopLock, Interleaver, Run, code_of
 
-TRACED: list[CodeType] = list(
-    code_of(Store, store_module.Waiter, Desk._wait, Desk.put_back)
-)
+TRACED: list[CodeType] = list(code_of(Store, store_module.Waiter, Desk._wait, Desk.put_back))
 _OPTIONS = options(timeout=None)
 
 
