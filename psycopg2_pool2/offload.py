@@ -118,7 +118,11 @@ class Offload:
         self._worker = _Worker()
 
     def start(self, call: Call[Any]) -> None:
-        """Have a call made soon; from any thread, never blocks."""
+        """Have a call made soon; from any thread.
+
+        Never blocks, unless the system has no thread to give: then the call is
+        made here, since nobody would know of it later.
+        """
         worker = self._worker
         if worker.is_ending and worker.following is None:
             worker.following = call
@@ -126,7 +130,8 @@ class Offload:
         if self._pid != os.getpid():  # the threads of a parent are not here
             self._workers, self._pid = Workers(), os.getpid()
         self._workers.base = self._most()
-        self._workers.submit(functools.partial(self._work, call))
+        if not self._workers.submit(functools.partial(self._work, call)):
+            self._work(call)
 
     def submit(self, act: Callable[[], T]) -> Call[T]:
         """Have ``act`` called soon; from any thread, never blocks."""

@@ -49,10 +49,14 @@ class Workers:
         self._finished = 0
         self._finished_before = 0
 
-    def submit(self, job: Job) -> None:
-        """Have ``job`` run soon; from any thread, in a finalizer too."""
+    def submit(self, job: Job) -> bool:
+        """Have ``job`` run soon; from any thread, in a finalizer too.
+
+        Returns False if there is no thread, and none could be started: then it
+        waits for the next :meth:`submit` or :meth:`relieve`.
+        """
         self._jobs.put(job)
-        self._add_thread(self.base)
+        return self._add_thread(self.base) or bool(self._threads)
 
     def relieve(self) -> bool:
         """Add a thread if jobs wait and none was finished since the last call; call regularly.
@@ -82,10 +86,11 @@ class Workers:
         """Whether anything is queued or being done."""
         return bool(self._jobs.qsize()) or len(self._free) < len(self._threads)
 
-    def _add_thread(self, most: float) -> None:
+    def _add_thread(self, most: float) -> bool:
+        """Start a thread if one is needed; False if that was not possible."""
         with self._lock:
             if self._jobs.qsize() <= len(self._free) or len(self._threads) >= most:
-                return
+                return True
             thread = threading.Thread(target=self._run, name="psycopg2_pool2-worker", daemon=True)
             self._threads.add(thread)
         try:
@@ -97,6 +102,8 @@ class Workers:
                 raise
             # No more threads or memory now: the job is queued, see relieve.
             logger.warning("cannot start a thread: %s", error)
+            return False
+        return True
 
     def _run(self) -> None:
         try:

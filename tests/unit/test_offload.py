@@ -102,6 +102,17 @@ class TestOffload:
         assert [result(call) for call in calls] == ["done"] * 4
         wait_until(lambda: not running(threads))
 
+    def test_makes_a_call_itself_while_no_thread_can_be_started(
+        self, threads: Offload, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        me = threading.current_thread()
+        with monkeypatch.context() as patch:
+            full = RuntimeError("can't start new thread")
+            patch.setattr(threading.Thread, "start", lambda thread: fail(full))
+            assert asyncio.run(threads.finish(threading.current_thread)) is me
+        assert "cannot start a thread: can't start new thread" in caplog.text
+        assert asyncio.run(threads.finish(threading.current_thread)) is not me
+
     @pytest.mark.parametrize("error", [KeyError("x"), Interrupt(), SystemExit(3)])
     def test_raises_what_the_call_raises_and_goes_on(
         self, threads: Offload, error: BaseException, caplog: pytest.LogCaptureFixture
