@@ -23,7 +23,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from .alarms import resolve, set_alarm
+from .alarms import Alarm, resolve
 from .workers import Workers
 
 logger = logging.getLogger("psycopg2_pool2")
@@ -177,12 +177,12 @@ async def finished(call: Call[T], seconds: float | None = None) -> bool:
     loop = asyncio.get_running_loop()
     ended = loop.create_future()
     call.when_ended(functools.partial(_tell, loop, ended))
-    alarms = None if seconds is None else set_alarm(loop, ended, seconds)
+    alarm = None if seconds is None else Alarm(loop, ended, seconds)
     try:
         await ended
     finally:
-        if alarms is not None:
-            alarms.discard(ended)
+        if alarm is not None:
+            alarm.cancel()
     return call.ended
 
 

@@ -8,8 +8,10 @@ import time
 import weakref
 from typing import Any
 
+import pytest
+
 from psycopg2_pool2 import alarms
-from psycopg2_pool2.alarms import resolve, set_alarm
+from psycopg2_pool2.alarms import Alarm, resolve
 
 
 def timers(loop: asyncio.AbstractEventLoop) -> int:
@@ -23,7 +25,7 @@ def test_a_future_is_resolved_when_its_time_is_over_and_not_before() -> None:
         for seconds in (0.0, 0.001, 0.05):
             future = loop.create_future()
             began = time.monotonic()
-            set_alarm(loop, future, seconds)
+            Alarm(loop, future, seconds)
             await future
             assert time.monotonic() - began >= seconds
 
@@ -37,19 +39,19 @@ def test_thousands_share_a_few_timers() -> None:
         before = timers(loop)
         began = loop.time()
         for future in futures:
-            set_alarm(loop, future, 0.2)
+            Alarm(loop, future, 0.2)
         assert timers(loop) - before <= 2 + (loop.time() - began) / alarms._TICK
         await asyncio.wait(futures)
 
     asyncio.run(main())
 
 
-def test_one_that_was_taken_out_is_left_alone() -> None:
+def test_one_that_was_cancelled_is_left_alone() -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
         cancelled, future = loop.create_future(), loop.create_future()
-        set_alarm(loop, cancelled, 0.001).discard(cancelled)
-        set_alarm(loop, future, 0.001)
+        Alarm(loop, cancelled, 0.001).cancel()
+        Alarm(loop, future, 0.001)
         await future
         assert not cancelled.done()
 
@@ -61,8 +63,8 @@ def test_one_that_is_done_stays_as_it_is() -> None:
         loop = asyncio.get_running_loop()
         done, future = loop.create_future(), loop.create_future()
         done.set_exception(KeyError("x"))
-        set_alarm(loop, done, 0)
-        set_alarm(loop, future, 0)
+        Alarm(loop, done, 0)
+        Alarm(loop, future, 0)
         await future
         assert isinstance(done.exception(), KeyError)
         resolve(future)
@@ -73,7 +75,7 @@ def test_one_that_is_done_stays_as_it_is() -> None:
 def test_a_loop_is_forgotten_with_its_alarms() -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        set_alarm(loop, loop.create_future(), 60)
+        Alarm(loop, loop.create_future(), 60)
 
     loop = asyncio.new_event_loop()
     loop.run_until_complete(main())
@@ -85,3 +87,19 @@ def test_a_loop_is_forgotten_with_its_alarms() -> None:
     gc.collect()
     assert ref() is None
     assert ref not in alarms._due
+
+
+def test_of_one_who_is_kept_does_not_keep_the_others_of_a_closed_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop = asyncio.new_event_loop()
+    monkeypatch.setattr(loop, "time", lambda: 5.0)
+    kept, other = loop.create_future(), loop.create_future()
+    alarms = [Alarm(loop, future, 60) for future in (kept, other)]
+    assert len(alarms[0]._futures() or ()) == 2, "they share a timer"
+    loop.close()
+    ref = weakref.ref(other)
+    del alarms[1], other
+    gc.collect()
+    assert ref() is None
+    alarms[0].cancel()
