@@ -22,6 +22,7 @@ from psycopg2 import extensions as ext
 from .arguments import ConnectArguments
 from .connection import Messages, pooled_factory, really_close
 from .failures import WrongRoleError
+from .forks import gate
 from .sockets import shut_down
 from .targets import effective
 from .waits import Limit, ask_to_stop, keeps_limits
@@ -122,11 +123,13 @@ class Connector:
             kwargs["connect_timeout"] = _shorter(given, seconds)
         keeps_limits()
         limit = Limit(_deadline(given, seconds))
+        connecting = gate.enter()
         try:
             conn = psycopg2.connect(connection_factory=self._factory, **kwargs)
         except psycopg2.Error as error:
             conn, failure = None, self._arguments.censored(error)
         finally:
+            gate.leave(connecting)
             limit.end()
         if conn is None:
             raise failure  # outside of its handler: the error itself would be its context

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import count
@@ -27,6 +28,10 @@ from tests.support.tls import TlsServer, new_tls_server
 
 if TYPE_CHECKING:
     from tests.support.dns import DnsServer
+
+# Some tests connect by psycopg2 itself in one thread and fork in another, where a child may copy a
+# lock of GSSAPI that is being held (psycopg2_pool2.forks); libpq would ask GSSAPI at each connect.
+os.environ.setdefault("PGGSSENCMODE", "disable")
 
 _MARKED_FOLDERS = {"integration", "stress"}
 _numbers = count(1)

@@ -712,8 +712,10 @@ class TestClosingWhatIsInUse:
     ) -> None:
         pool = make_pool(maxconn=1)
         conn = pool.getconn()
+        pid = pid_of(conn)
         running = in_thread(lambda: ask(conn, "SELECT pg_sleep(60)"))
-        wait_until(lambda: conn.get_transaction_status() == extensions.TRANSACTION_STATUS_ACTIVE)
+        # A server that has not begun with the statement yet has nothing to cancel.
+        wait_until(lambda: sleeps(server, pid))
         pool.putconn(conn, close=close)
         assert isinstance(running.error(), psycopg2.Error)
         wait_until(lambda: not server.backends(app))

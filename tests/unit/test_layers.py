@@ -31,7 +31,7 @@ LAYERS = [
         "watch",
         "workers",
     },
-    {"connection", "failures"},
+    {"connection", "failures", "forks"},
     {"arguments", "waits"},
     {"breaker", "connector", "keyed", "resolver", "stats", "store"},
     {"endpoints", "guards", "outage"},
