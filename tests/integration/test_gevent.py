@@ -127,7 +127,7 @@ class TestInterruptions:
         app = statement_log.application_name
         with (
             droppable(server) as network,
-            watched_sessions(server, app, limit=2) as watch,
+            watched_sessions(server, app, limit=3) as watch,
         ):
             told = run(
                 library,
@@ -137,7 +137,8 @@ class TestInterruptions:
                 forward=network.forward,
             )
         assert told["phases"] == 20
-        assert 0 < watch.peak <= 2
+        # The network may not have passed on yet that the one that was struck was closed.
+        assert 0 < watch.peak <= 3
 
     def test_of_a_query_cost_its_connection_and_end_it_at_the_server_too(
         self, server: Server, statement_log: StatementLog, library: str
