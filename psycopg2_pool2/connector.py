@@ -122,15 +122,15 @@ class Connector:
         if seconds is not None:
             kwargs["connect_timeout"] = _shorter(given, seconds)
         keeps_limits()
+        connecting = gate.enter()  # what is interrupted here holds up no fork for long
         limit = Limit(_deadline(given, seconds))
-        connecting = gate.enter()
         try:
             conn = psycopg2.connect(connection_factory=self._factory, **kwargs)
         except psycopg2.Error as error:
             conn, failure = None, self._arguments.censored(error)
         finally:
-            gate.leave(connecting)
             limit.end()
+            gate.leave(connecting)
         if conn is None:
             raise failure  # outside of its handler: the error itself would be its context
         return conn

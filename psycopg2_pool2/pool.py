@@ -209,15 +209,7 @@ class ConnectionPool:
         monitor: Monitor | None = get_monitor() if options.num_workers else None
         counters = Counters(self._observers)
         store: Store[Connection] = Store(minconn, maxconn, clock)
-        endpoints = Endpoints(
-            self._connector.parameters,
-            Resolver(options.resolver),
-            options.address_timeout,
-            options.breaker or CircuitBreaker(),
-            options.num_workers or sys.maxsize,  # without workers each opens his own
-            monitor is not None,
-            clock,
-        )
+        endpoints = self._make_endpoints(monitor is not None)
         care = Care(self.name, self._connector, monitor, options.test_timeout, counters)
         supply = Supply(
             self.name,
@@ -248,6 +240,18 @@ class ConnectionPool:
         self._lend = store.lent.add
         self._claim = store.claim
         self._choose_path()
+
+    def _make_endpoints(self, in_background: bool) -> Endpoints:
+        options = self._options
+        return Endpoints(
+            self._connector.parameters,
+            Resolver(options.resolver),
+            options.address_timeout,
+            options.breaker or CircuitBreaker(),
+            options.num_workers or sys.maxsize,  # without workers each opens his own
+            in_background,
+            self._clock,
+        )
 
     def _choose_path(self) -> None:
         """Let borrow and return go by the desk where it has something to note."""

@@ -260,15 +260,14 @@ class TestLongStatements:
 
     @in_loop
     async def test_in_a_black_hole_are_given_up(
-        self, make_async_pool: MakeAsyncPool, proxy: MakeProxy, server: Server
+        self, make_async_pool: MakeAsyncPool, proxy: MakeProxy, server: Server, app: str
     ) -> None:
         hole = proxy()
         pool = make_async_pool(
             maxconn=1, test_timeout=0.2, host=hole.host, port=hole.port, user="postgres"
         )
         task = asyncio.create_task(pool.run(echo, 1, 60))
-        await eventually(lambda: pool.stats().in_use == 1)
-        await asyncio.sleep(0.05)
+        await eventually(lambda: statements_of(server, app))
         hole.freeze()
         await cancelled(task)
         await eventually(lambda: pool.stats().in_use == 0)

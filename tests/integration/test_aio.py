@@ -824,7 +824,19 @@ class TestProcesses:
     def test_exit_is_quick_while_a_statement_runs(self, dsn: str) -> None:
         program = """
 import asyncio, sys
+import psycopg2
 from psycopg2_pool2 import AsyncConnectionPool
+
+watch = psycopg2.connect(sys.argv[1])
+watch.autocommit = True
+
+def sleepers():
+    with watch.cursor() as cursor:
+        cursor.execute(
+            "SELECT count(*) FROM pg_stat_activity"
+            " WHERE application_name = 'sleeper' AND wait_event = 'PgSleep'"
+        )
+        return cursor.fetchone()[0]
 
 def sleep(conn):
     with conn.cursor() as cursor:
@@ -835,11 +847,11 @@ async def sleep_in_block(pool):
         await pool.run_on(conn, sleep)
 
 async def main():
-    async with AsyncConnectionPool(0, 2, dsn=sys.argv[1]) as pool:
+    options = {"dsn": sys.argv[1], "application_name": "sleeper"}
+    async with AsyncConnectionPool(0, 2, **options) as pool:
         tasks = [asyncio.create_task(work) for work in (sleep_in_block(pool), pool.run(sleep))]
-        while pool.stats().in_use < 2:
+        while sleepers() < 2:
             await asyncio.sleep(0.01)
-        await asyncio.sleep(0.1)
         print("running", flush=True)
 
 asyncio.run(main())

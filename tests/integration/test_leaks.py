@@ -107,7 +107,8 @@ class TestLeakTimeout:
         conn = pool.getconn()
         here = _this_function()
         wait_until(lambda: warnings(caplog, "leaky"))
-        time.sleep(0.2)
+        for _ in range(3):
+            pool._upkeep.warn_of_leaks()
         [warning] = warnings(caplog, "leaky")
         assert here in warning
         assert ask(conn) == 1

@@ -123,6 +123,21 @@ def test_a_socket_that_cannot_be_shut_down_holds_nobody_up(guards: Guards) -> No
         wait_until(lambda: not guards)
 
 
+def test_a_descriptor_that_is_another_connections_by_now_is_left_alone() -> None:
+    """1. A guard is made. 2. libpq closes the socket. 3. Another gets its number. 4. It is over."""
+    guards = Guards(lambda: None)
+    guarded, there = socket.socketpair()
+    number = guarded.fileno()
+    guard = guards.guard(guarded, 0.01)
+    guarded.close()
+    other, far = socket.socketpair()
+    with there, far, other:
+        assert other.fileno() == number
+        guards.enforce(time.monotonic() + 1)
+        assert guard.lift()
+        assert not is_shut(other)
+
+
 def test_a_guard_that_its_thread_was_interrupted_over_shuts_nothing_down(
     guards: Guards, here: socket.socket
 ) -> None:

@@ -3,11 +3,13 @@
 Threads borrow and return, ask for figures, change sizes, discard and log, on a
 pool whose sessions come and go and on one whose sessions must not; the main
 thread forks.  Each child borrows from both, asks for its own nonce, returns and
-ends.  Prints one JSON object: the number of ``forks``, the ``children`` that
-went wrong with what they wrote (a child that hangs: its stacks), the ``threads``
-that did, and what was ``touched`` of the parent's sessions.
+ends.  With ``CONNECTING`` so many threads more do nothing but connect.
 
-Usage: ``python -m tests.support.apps.fork_storm DSN NUM_WORKERS FORKS``
+Prints one JSON object: the number of ``forks``, the ``children`` that went wrong
+with what they wrote (a child that hangs: its stacks), the ``threads`` that did,
+and what was ``touched`` of the parent's sessions.
+
+Usage: ``python -m tests.support.apps.fork_storm DSN NUM_WORKERS FORKS [CONNECTING]``
 """
 
 from __future__ import annotations
@@ -125,6 +127,16 @@ def start_threads(threads: Threads, calm: ConnectionPool, restless: ConnectionPo
         threads.start(act)
 
 
+def start_connecting(threads: Threads, pool: ConnectionPool, number: int) -> None:
+    """Open connections all the time: libpq's libraries have locks too."""
+
+    def connect() -> None:
+        pool.putconn(pool.getconn(timeout=CHILD_SECONDS), close=True)
+
+    for _ in range(number):
+        threads.start(connect)
+
+
 class Unbuffered(logging.Handler):
     """A handler whose lock logging itself takes care of at a fork.
 
@@ -179,7 +191,7 @@ class Child:
             time.sleep(0.001)
 
 
-def main(dsn: str, num_workers: str, forks: str) -> None:
+def main(dsn: str, num_workers: str, forks: str, connecting: str = "0") -> None:
     logger.addHandler(Unbuffered())
     logger.propagate = False
     options: dict[str, Any] = {"dsn": dsn, "num_workers": int(num_workers)}
@@ -189,10 +201,12 @@ def main(dsn: str, num_workers: str, forks: str) -> None:
     with (
         ConnectionPool(SESSIONS, SESSIONS, **options) as calm,
         ConnectionPool(1, 3, **options) as restless,
+        ConnectionPool(0, 10, **options) as hasty,
     ):
         before = backends(calm, SESSIONS)
         threads = Threads()
         start_threads(threads, calm, restless)
+        start_connecting(threads, hasty, int(connecting))
         bad: list[str] = []
         born = 0
         while born < int(forks) and not bad:
