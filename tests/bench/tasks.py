@@ -8,31 +8,12 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 
 from tests.bench.harness import Sample
+from tests.support.aio import Ticker
 
 Transaction = Callable[[], Awaitable[object]]
 """Borrows a connection, does the work, commits and returns it; waits if it has to."""
 
 _TICK = 0.005
-
-
-class Stalls:
-    """The longest time for which the loop did not come to a task that had nothing to wait for."""
-
-    def __init__(self) -> None:
-        self.longest = 0.0
-
-    async def __aenter__(self) -> Stalls:
-        self._watching = asyncio.create_task(self._watch())
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._watching.cancel()
-
-    async def _watch(self) -> None:
-        while True:
-            began = time.perf_counter()
-            await asyncio.sleep(_TICK)
-            self.longest = max(self.longest, time.perf_counter() - began - _TICK)
 
 
 class Crowd:
@@ -69,14 +50,14 @@ async def run_crowd(transaction: Transaction, tasks: int, seconds: float) -> Sam
     crowd = Crowd(transaction, tasks)
     await crowd.all_had_a_turn.wait()
     began, before, turns = time.perf_counter(), sum(crowd.counts), len(crowd.turns)
-    async with Stalls() as stalls:
+    async with Ticker() as ticker:
         await asyncio.sleep(seconds)
     elapsed, done = time.perf_counter() - began, sum(crowd.counts) - before
     waits = sorted(crowd.turns[turns:]) or [elapsed]
     await crowd.stop()
     return {
         "per_second": done / elapsed,
-        "stall_ms": stalls.longest * 1e3,
+        "stall_ms": ticker.longest * 1e3,
         "median_ms": waits[len(waits) // 2] * 1e3,
         "longest": waits[-1] * 1e3,
         "fewest": min(crowd.counts),
@@ -93,7 +74,7 @@ async def begin_to_wait(
     """Tell what it costs that so many tasks wait while all connections are in use."""
     give_back = await hold_all()
     threads = threading.active_count()
-    async with Stalls() as stalls:
+    async with Ticker() as ticker:
         began = time.perf_counter()
         crowd = [asyncio.ensure_future(transaction()) for _ in range(tasks)]
         for _ in range(1000):
@@ -105,4 +86,4 @@ async def begin_to_wait(
     added = threading.active_count() - threads
     await give_back()
     await asyncio.gather(*crowd)
-    return {"threads": added, "us": elapsed / tasks * 1e6, "stall_ms": stalls.longest * 1e3}
+    return {"threads": added, "us": elapsed / tasks * 1e6, "stall_ms": ticker.longest * 1e3}
