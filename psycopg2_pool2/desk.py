@@ -74,24 +74,32 @@ class Desk:
         self._keyed = KeyedLoans(store.lent.__contains__)
         self._has_workers = supply.has_workers
         # Read for every loan.
+        self._lends_untested = options.test_on_borrow is False and supply.watches
         self._tests_always = options.test_on_borrow is not False and not options.test_idle_after
         self._test_timeout = options.test_timeout
         self._tracks_loans = options.tracks_loans
         self._watched = supply.watches
+        # Whether a thread that waits has nothing to do before its first pause.
+        self._pauses_first = supply.has_workers and not options.debug
+        self._waiter: MakeWaiter = self._known_waiter if options.debug else Waiter
 
     # -- lending -----------------------------------------------------------
 
     def lend(self, conn: Connection | None, timeout: float | None) -> Connection:
         """Return a connection that is fit for use, ``conn`` if that is; wait for one if need be."""
         try:
-            if conn is None:
+            if conn is None and self._store.idle:
                 conn = self._store.borrow()
             started = self._clock()
-            # Not by a step, which would cost a tenth of the test.
-            fault = self._fault(conn, timeout or None, started) if conn is not None else None
-            if conn is None or fault is not None:
-                deadline = Deadline(timeout, self._clock, started)
-                conn = run_blocking(self._lend_another(conn, fault, deadline, self._waiter))
+            if conn is None:
+                conn = self._wait_here(timeout, started)
+            if not self._lends_untested or conn.pool_record.attention:
+                now = self._clock()
+                # Not by a step, which would cost a tenth of the test.
+                fault = self._fault(conn, timeout - (now - started) if timeout else None, now)
+                if fault is not None:
+                    deadline = Deadline(timeout, self._clock, started)
+                    conn = run_blocking(self._lend_another(conn, fault, deadline, self._waiter))
         except BaseException as error:
             self._count_failure(error)
             raise
@@ -183,45 +191,76 @@ class Desk:
             raise error
         return conn
 
-    def _waiter(self, patient: bool) -> Waiter[Connection]:
-        return Waiter(patient, borrower() if self._options.debug else None)
+    def _known_waiter(self, patient: bool) -> Waiter[Connection]:
+        return Waiter(patient, borrower())
 
     def _wait(self, deadline: Deadline, make_waiter: MakeWaiter) -> Steps[Connection]:
         """Queue up until a connection is handed over."""
-        if self._store.lost:
-            self._upkeep.collect_lost()
         waiter = make_waiter(deadline.is_patient)
         try:
             self._request(waiter)
-            if self._has_workers and self._store.has_room():
-                self._supply.grow()
-            while waiter.item is None:
-                pause = self._pause(waiter, deadline)
-                if not self._has_workers:
-                    pause = yield from self._open_for(waiter, deadline, pause)
-                if not (yield Pause(waiter, pause)):
-                    self._look_around(waiter, deadline)
+            yield from self._be_served(waiter, deadline)
             conn, waiter.item = waiter.item, None
             return conn
         except BaseException:
-            # He may have been served in the very moment in which he gave up.
-            conn = self._store.leave(waiter)
-            if conn is not None:
-                self.put_back(conn)
+            self._leave(waiter)
             raise
         finally:
             self._counters.add_wait(deadline.elapsed())
 
+    def _wait_here(self, timeout: float | None, started: float) -> Connection:
+        """Do in this thread what :meth:`_wait` does in steps.
+
+        Most are served in the first pause.  Steps and a deadline for that would
+        double the path of a hand-over, by which every borrow goes when threads
+        contend.
+        """
+        waiter = self._waiter(timeout != 0)
+        try:
+            self._request(waiter)
+            first = timeout if timeout and timeout < _LOOK_AGAIN else _LOOK_AGAIN
+            if self._pauses_first and not waiter.wait(first):
+                self._look_around(waiter, Deadline(timeout, self._clock, started))
+            if waiter.item is None:
+                run_blocking(self._be_served(waiter, Deadline(timeout, self._clock, started)))
+            conn, waiter.item = waiter.item, None
+            return conn
+        except BaseException:
+            self._leave(waiter)
+            raise
+        finally:
+            self._counters.add_wait(self._clock() - started)
+
+    def _be_served(self, waiter: Waiter[Connection], deadline: Deadline) -> Steps[None]:
+        """Pause, and look around, until a connection was handed over to a waiter in the queue."""
+        while waiter.item is None:
+            pause = self._pause(waiter, deadline)
+            if not self._has_workers:
+                pause = yield from self._open_for(waiter, deadline, pause)
+            if not (yield Pause(waiter, pause)):
+                self._look_around(waiter, deadline)
+
+    def _leave(self, waiter: Waiter[Connection]) -> None:
+        # He may have been served in the very moment in which he gave up.
+        conn = self._store.leave(waiter)
+        if conn is not None:
+            self.put_back(conn)
+
     def _request(self, waiter: Waiter[Connection]) -> None:
-        """Enter the queue; refuse at once whom nothing can help."""
-        if not self._store.closed and not self._store.idle and self._store.has_room():
+        """Enter the queue, and have one opened if there is room; refuse whom nothing can help."""
+        store = self._store
+        if store.lost:
+            self._upkeep.collect_lost()
+        if not store.idle and store.has_room() and not store.closed:
             _raise_if(self._supply.refusal(waiter.patient))
         try:
-            self._store.request(waiter, self._options.max_waiting)
+            may_grow = store.request(waiter, self._options.max_waiting)
         except PoolClosed as error:
             raise PoolClosed(f"{error}: {self._name!r}") from None
         except (PoolExhausted, TooManyRequests) as error:
             raise type(error)(f"{error}: {self._report.explain()}") from None
+        if may_grow and self._has_workers:
+            self._supply.grow()
 
     def _pause(self, waiter: Waiter[Connection], deadline: Deadline) -> float:
         """Return how long to wait before looking around; raise if there is no sense in waiting."""

@@ -175,7 +175,7 @@ class Waiter(Generic[T]):
 
     def wait(self, seconds: float) -> bool:
         """Block until woken, for at most ``seconds``; return whether it was woken."""
-        return self._gate.acquire(timeout=seconds)
+        return self._gate.acquire(True, seconds)  # by name takes longer
 
 
 class Store(Generic[T]):
@@ -279,7 +279,8 @@ class Store(Generic[T]):
             while not self._settling:  # else re-entered: the outer call goes on
                 self._settling = True
                 try:
-                    self._shed_locked(surplus)
+                    if self.closed or len(self.records) > self.maxconn:
+                        self._shed_locked(surplus)
                     self._serve_locked(served)
                     self._set_attention_locked()
                 finally:
@@ -292,8 +293,10 @@ class Store(Generic[T]):
 
     # -- waiting -----------------------------------------------------------
 
-    def request(self, waiter: Waiter[T], max_waiting: int | None) -> None:
+    def request(self, waiter: Waiter[T], max_waiting: int | None) -> bool:
         """Enter the queue; what is idle and not promised to others is handed over at once.
+
+        Returns whether there may be room for one more.
 
         Raises :class:`PoolClosed`, :class:`TooManyRequests`, or for a borrower
         who does not want to wait :class:`PoolExhausted`.
@@ -312,6 +315,7 @@ class Store(Generic[T]):
             self.attention = True
         if self.idle:
             self.settle()
+        return len(self.records) < self.maxconn
 
     def leave(self, waiter: Waiter[T]) -> T | None:
         """Leave the queue; return the connection if it was handed over in the meantime."""
@@ -547,6 +551,8 @@ class Store(Generic[T]):
         while self.waiters:
             waiter = next(iter(self.waiters))
             if waiter.item is None:  # else interrupted here before
+                if not self.idle:
+                    return  # mostly, and cheaper than the exception
                 try:
                     item = self._popleft()
                 except IndexError:

@@ -19,6 +19,7 @@ import pytest
 import psycopg2_pool2
 from psycopg2_pool2 import ConnectionPool
 from psycopg2_pool2.contrib.prometheus import PoolCollector
+from psycopg2_pool2.store import Waiter
 from tests.support.pools import MakePool
 
 PACKAGE = str(Path(psycopg2_pool2.__file__).parent)
@@ -35,6 +36,8 @@ class Calls(NamedTuple):
 # The most: as counted, with two instructions in a hundred to spare.
 CALLS = Calls(functions=4, builtins=7)
 INSTRUCTIONS = {(3, 10): 117, (3, 11): 120, (3, 12): 108, (3, 13): 118}
+# The same for a borrow that waits until another gives the only connection back, and that return.
+WAITING_CALLS = Calls(functions=19, builtins=30)
 
 
 def count_calls(action: Callable[[], object]) -> Calls:
@@ -105,6 +108,25 @@ def warm_cycle(pool: ConnectionPool) -> Callable[[], object]:
     return act
 
 
+def waiting_cycle(pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch) -> Callable[[], object]:
+    """Return the action of waiting for a connection until it comes back, in one thread."""
+    pool.wait()
+    held = [pool.getconn()]
+    wait = Waiter.wait
+
+    def wait_for_its_return(waiter: Waiter[Any], seconds: float) -> bool:
+        pool.putconn(held.pop())
+        return wait(waiter, seconds)
+
+    def act() -> None:
+        held.append(pool.getconn())
+
+    monkeypatch.setattr(Waiter, "wait", wait_for_its_return)
+    for _ in range(WARM_UP):
+        act()
+    return act
+
+
 @pytest.fixture
 def act(make_pool: MakePool) -> Callable[[], object]:
     """Return the shortest cycle there is: an idle connection, no test."""
@@ -130,6 +152,18 @@ def test_an_idle_cycle_takes_no_more_instructions_than_its_budget(
     if budget is None:
         pytest.skip("nobody has counted the instructions on this Python yet")
     assert 0 < count_instructions(act) <= budget
+
+
+def test_a_borrow_that_waits_calls_no_more_than_its_budget(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under contention every borrow does, and what it costs nobody else can use the interpreter."""
+    pool = make_pool(1, 1, timeout=60, test_on_borrow=False)
+    act = waiting_cycle(pool, monkeypatch)
+    calls = count_calls(act)
+    assert calls.functions <= WAITING_CALLS.functions
+    assert calls.builtins <= WAITING_CALLS.builtins
+    assert pool.get_stats()["requests_queued"] == WARM_UP + 1
 
 
 def test_observers_cost_nothing_once_they_have_left(make_pool: MakePool) -> None:
