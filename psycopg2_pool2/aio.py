@@ -23,7 +23,7 @@ import functools
 import operator
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from types import CoroutineType, TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
@@ -38,7 +38,7 @@ from .offload import Offload, finished, outcome
 from .pool import POOL_DEFAULT, ConnectionPool, from_environment
 from .sockets import twin_socket
 from .steps import Steps
-from .tasks import TaskWaiter, drive
+from .tasks import TaskBorrower, drive
 from .transactions import Transaction
 
 if TYPE_CHECKING:
@@ -171,10 +171,7 @@ class AsyncConnectionPool:
         return await drive(self._lending(timeout, tests), self._threads, self._put_back)
 
     def _lending(self, timeout: float | None, needs_worker: bool) -> Steps[Connection]:
-        loop = asyncio.get_running_loop()
-        task = asyncio.current_task(loop)
-        make_waiter = functools.partial(TaskWaiter, loop, task, self._threads, needs_worker)
-        return self.pool._lending(timeout, make_waiter)
+        return self.pool._lending(timeout, TaskBorrower(self._threads, needs_worker))
 
     def _put_back(self, conn: Connection) -> None:
         """Return a connection that its task does not want any more."""
@@ -231,28 +228,15 @@ class AsyncConnectionPool:
         Raises :class:`CommitUncertain` if the connection is lost during the COMMIT.
         """
         checks.function("fn", fn)
-        return await self._work(functools.partial(_transact, fn, args, kwargs))
+        return await self._work(_transact, fn, args, kwargs)
 
-    async def _work(self, act: Callable[[Connection], T]) -> T:
-        """Borrow a connection, return what ``act(conn)`` returns in a worker, and give it back.
+    def _work(self, act: Callable[..., T], *args: Any) -> Coroutine[Any, Any, T]:
+        """Borrow a connection, return what ``act(conn, *args)`` does in a worker, and return it.
 
         All that in one call of a worker if there is nothing to wait for.
         """
-        work = _Work(self.pool, self._threads, act)
-        try:
-            return await drive(self._working(work), self._threads, _forget)
-        except BaseException:
-            self._interrupt(work.give_up())
-            raise
-
-    def _working(self, work: _Work[T]) -> Steps[T]:
-        conn = yield from self._lending(POOL_DEFAULT, True)
-        try:
-            result: T = yield functools.partial(work, conn)
-        except GeneratorExit:  # given up before it began
-            self._put_back(conn)
-            raise
-        return result
+        work = _Work(self, act, args)
+        return drive(self._lending(POOL_DEFAULT, True), self._threads, self._put_back, work)
 
     async def run_on(
         self,
@@ -273,14 +257,14 @@ class AsyncConnectionPool:
 
     async def _hold(self, act: Callable[[_Hold], T]) -> T:
         """Have a worker call this; what it holds when the task is cancelled is interrupted."""
-        hold = _Hold(self.pool)
+        hold = _Hold(self)
         context = contextvars.copy_context()
         call = self._threads.submit(lambda: context.run(act, hold))
         try:
             await finished(call)
         except BaseException:
             call.cancel()
-            self._interrupt(hold.give_up())
+            hold.give_up()
             raise
         return await outcome(call)
 
@@ -389,24 +373,30 @@ class _UnopenedPool(ConnectionPool):
 class _Hold:
     """The connection on which a worker is doing something for a task.
 
-    1. The worker notes the connection under the lock, unless the task has given
-       up already: then it does nothing.
+    1. The worker makes the lock, *then* it looks, under it, whether the task has
+       given up already: then it does nothing.  Else it notes the connection.
     2. When it has done what there is to do it forgets the connection under the
        lock, *then* anybody may return it.
-    3. A task that gives up marks the connection under the lock, to be closed, and
-       only while it is noted.  So it never marks one that is another borrower's.
+    3. A task that gives up writes that down, *then* it looks for the lock: without
+       one the worker will see it.  It marks the connection, to be closed, under
+       the lock and only while it is noted.  So it never marks one that is another
+       borrower's.
+
+    (Thousands of tasks that wait need no lock yet.)
     """
 
     __slots__ = ("_conn", "_given_up", "_lock", "_pool")
 
-    def __init__(self, pool: ConnectionPool) -> None:
+    def __init__(self, pool: AsyncConnectionPool) -> None:
         self._pool = pool
-        self._lock = threading.Lock()
+        self._lock: threading.Lock | None = None
         self._conn: Connection | None = None
         self._given_up = False
 
     def use(self, conn: Connection, act: Callable[..., T], *args: Any) -> T:
         """Return ``act(conn, *args)``; to be called by the worker."""
+        if self._lock is None:
+            self._lock = threading.Lock()
         with self._lock:
             if self._given_up:
                 raise asyncio.CancelledError
@@ -417,37 +407,35 @@ class _Hold:
             with self._lock:
                 self._conn = None
 
-    def give_up(self) -> Callable[[], None] | None:
-        """Have the connection closed; return what ends that which the worker does, if anything."""
-        with self._lock:
-            self._given_up = True
-            return None if self._conn is None else _interruption(self._pool, self._conn)
+    def give_up(self) -> None:
+        """Have the connection closed, and what the worker does with it ended; by the task."""
+        self._given_up = True
+        if self._lock is not None:
+            with self._lock:
+                conn, pool = self._conn, self._pool
+                interruption = None if conn is None else _interruption(pool.pool, conn)
+            pool._interrupt(interruption)
 
 
-class _Work(Generic[T]):
+class _Work(_Hold, Generic[T]):
     """What a worker does on a connection that was borrowed for a task, and returns."""
 
-    __slots__ = ("_act", "_context", "_hold", "_pool", "_threads")
+    __slots__ = ("_act", "_args", "_context")
 
     def __init__(
-        self, pool: ConnectionPool, threads: Offload, act: Callable[[Connection], T]
+        self, pool: AsyncConnectionPool, act: Callable[..., T], args: tuple[Any, ...]
     ) -> None:
-        self._pool = pool
-        self._threads = threads
+        super().__init__(pool)
         self._act = act
+        self._args = args
         self._context = contextvars.copy_context()
-        self._hold = _Hold(pool)
 
     def __call__(self, conn: Connection) -> T:
-        with LoanBlock(self._pool, None, conn):
+        with LoanBlock(self._pool.pool, None, conn):
             try:
-                return self._context.run(self._hold.use, conn, self._act)
+                return self._context.run(self.use, conn, self._act, *self._args)
             finally:
-                self._threads.about_to_end()
-
-    def give_up(self) -> Callable[[], None] | None:
-        """See :meth:`_Hold.give_up`."""
-        return self._hold.give_up()
+                self._pool._threads.about_to_end()
 
 
 def _note_return(conn: Connection) -> None:
@@ -458,7 +446,7 @@ def _note_return(conn: Connection) -> None:
 
 
 def _transact(
-    fn: Callable[..., T], args: Iterable[Any], kwargs: Mapping[str, Any], conn: Connection
+    conn: Connection, fn: Callable[..., T], args: Iterable[Any], kwargs: Mapping[str, Any]
 ) -> T:
     with Transaction(conn):
         return _plain(fn(conn, *args, **kwargs))
@@ -491,7 +479,3 @@ def _interruption(pool: ConnectionPool, conn: Connection) -> Callable[[], None] 
     except (psycopg2.Error, OSError):
         return None  # it is closed
     return functools.partial(pool._interrupt, conn, twin)
-
-
-def _forget(_: object) -> None:
-    pass

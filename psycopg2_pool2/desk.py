@@ -21,8 +21,8 @@ from .loans import Loan, borrower, call_site
 from .options import PoolOptions
 from .report import Report
 from .stats import Counters
-from .steps import Pause, Steps, run_blocking
-from .store import Permit, Record, Store, Waiter
+from .steps import Steps, run_blocking
+from .store import Permit, Record, Store, ThreadWaiter, Waiter
 from .supply import Supply
 from .timing import Clock, Deadline
 from .upkeep import Upkeep
@@ -40,6 +40,7 @@ _LOOK_AGAIN_IN_CROWD = 5.0
 
 MakeWaiter = Callable[[bool], Waiter[Connection]]
 """Returns a waiter for somebody who is patient, or not."""
+MakeThreadWaiter = Callable[[bool], ThreadWaiter[Connection]]
 
 
 class _TooOldError(Exception):
@@ -81,7 +82,7 @@ class Desk:
         self._watched = supply.watches
         # Whether a thread that waits has nothing to do before its first pause.
         self._pauses_first = supply.has_workers and not options.debug
-        self._waiter: MakeWaiter = self._known_waiter if options.debug else Waiter
+        self._waiter: MakeThreadWaiter = self._known_waiter if options.debug else ThreadWaiter
 
     # -- lending -----------------------------------------------------------
 
@@ -115,8 +116,10 @@ class Desk:
         deadline = Deadline(timeout, self._clock, self._clock())
         try:
             conn = self._store.borrow()
-            fault = (yield from self._look_over(conn, deadline)) if conn is not None else None
-            if conn is None or fault is not None:
+            if conn is None:
+                conn = yield from self._wait(deadline, make_waiter)
+            fault = yield from self._look_over(conn, deadline)
+            if fault is not None:
                 conn = yield from self._lend_another(conn, fault, deadline, make_waiter)
         except BaseException as error:
             self._count_failure(error)
@@ -154,7 +157,7 @@ class Desk:
         deadline: Deadline,
         make_waiter: MakeWaiter,
     ) -> Steps[Connection]:
-        """Go on after the first idle connection, if there was one, was found at fault."""
+        """Return ``conn`` if that is fit for use; if it is at fault or None, another."""
         while True:
             if fault is not None:
                 self._reject(conn, fault, deadline)
@@ -191,22 +194,27 @@ class Desk:
             raise error
         return conn
 
-    def _known_waiter(self, patient: bool) -> Waiter[Connection]:
-        return Waiter(patient, borrower())
+    def _known_waiter(self, patient: bool) -> ThreadWaiter[Connection]:
+        return ThreadWaiter(patient, borrower())
 
     def _wait(self, deadline: Deadline, make_waiter: MakeWaiter) -> Steps[Connection]:
         """Queue up until a connection is handed over."""
         waiter = make_waiter(deadline.is_patient)
         try:
             self._request(waiter)
-            yield from self._be_served(waiter, deadline)
+            while waiter.item is None:
+                waiter.seconds = self._pause(waiter, deadline)
+                if not self._has_workers:
+                    waiter.seconds = yield from self._open_for(waiter, deadline)
+                if not (yield waiter):
+                    self._look_around(waiter, deadline)
             conn, waiter.item = waiter.item, None
             return conn
         except BaseException:
             self._leave(waiter)
             raise
         finally:
-            self._counters.add_wait(deadline.elapsed())
+            self._counters.add_wait(self._clock() - deadline.started)
 
     def _wait_here(self, timeout: float | None, started: float) -> Connection:
         """Do in this thread what :meth:`_wait` does in steps.
@@ -234,10 +242,10 @@ class Desk:
     def _be_served(self, waiter: Waiter[Connection], deadline: Deadline) -> Steps[None]:
         """Pause, and look around, until a connection was handed over to a waiter in the queue."""
         while waiter.item is None:
-            pause = self._pause(waiter, deadline)
+            waiter.seconds = self._pause(waiter, deadline)
             if not self._has_workers:
-                pause = yield from self._open_for(waiter, deadline, pause)
-            if not (yield Pause(waiter, pause)):
+                waiter.seconds = yield from self._open_for(waiter, deadline)
+            if not (yield waiter):
                 self._look_around(waiter, deadline)
 
     def _leave(self, waiter: Waiter[Connection]) -> None:
@@ -264,7 +272,8 @@ class Desk:
 
     def _pause(self, waiter: Waiter[Connection], deadline: Deadline) -> float:
         """Return how long to wait before looking around; raise if there is no sense in waiting."""
-        _raise_if(waiter.error)
+        if waiter.error is not None:
+            raise waiter.error
         if self._options.debug:
             _raise_if(self._report.deadlock())
         if not waiter.patient:
@@ -297,16 +306,14 @@ class Desk:
         if len(self._store.lent) >= self._store.maxconn:
             raise PoolExhausted(f"connection pool exhausted: {self._report.explain()}")
 
-    def _open_for(
-        self, waiter: Waiter[Connection], deadline: Deadline, pause: float
-    ) -> Steps[float]:
+    def _open_for(self, waiter: Waiter[Connection], deadline: Deadline) -> Steps[float]:
         """Without workers: open one oneself if there is room; return how long to wait then."""
         limit, until_allowed = self._supply.allowance()
         if not limit:
-            return min(pause, until_allowed)
+            return min(waiter.seconds, until_allowed)
         permit = self._store.take_permit(limit)
         if permit is None:
-            return pause
+            return waiter.seconds
         yield functools.partial(
             self._open_and_keep, permit, deadline.remaining() if waiter.patient else None
         )

@@ -15,7 +15,6 @@ Of 2 and 3 exactly one happens: that of whoever takes the act out of the call.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import logging
 import os
@@ -23,7 +22,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from .alarms import Alarm, resolve
+from .futures import futures_of
 from .workers import Workers
 
 logger = logging.getLogger("psycopg2_pool2")
@@ -41,11 +40,12 @@ class Call(Generic[T]):
     listener out one gets it.  So each is told once.
     """
 
-    __slots__ = ("_acts", "_listeners", "_result", "ended", "error", "was_cancelled")
+    __slots__ = ("_acts", "_args", "_listeners", "_result", "ended", "error", "was_cancelled")
 
-    def __init__(self, act: Callable[[], T]) -> None:
+    def __init__(self, act: Callable[..., T], *args: Any) -> None:
         self._acts = [act]
-        self._listeners: list[Callable[[Call[T]], object]] = []
+        self._args = args
+        self._listeners: list[tuple[Any, ...]] = []  # each with what it is called with
         self._result: T
         self.ended = self.was_cancelled = False
         self.error: BaseException | None = None
@@ -57,7 +57,7 @@ class Call(Generic[T]):
         except IndexError:
             return
         try:
-            self._result = act()
+            self._result = act(*self._args)
         except BaseException as error:
             self.error = error
         self._end()
@@ -73,9 +73,9 @@ class Call(Generic[T]):
         self._end()
         return True
 
-    def when_ended(self, listener: Callable[[Call[T]], object]) -> None:
-        """Have this called when the call has ended, by who ends it; at once if it has."""
-        self._listeners.append(listener)
+    def when_ended(self, listener: Callable[..., object], *args: Any) -> None:
+        """Have ``listener(*args, call)`` called by who ends the call; at once if it has ended."""
+        self._listeners.append((listener, *args))
         if self.ended:
             self._tell()
 
@@ -89,16 +89,17 @@ class Call(Generic[T]):
             del self  # the error's traceback refers to this frame
 
     def _end(self) -> None:
+        self._args = ()
         self.ended = True
         self._tell()
 
     def _tell(self) -> None:
         while self._listeners:
             try:
-                listener = self._listeners.pop()
+                listener, *args = self._listeners.pop()
             except IndexError:
                 return  # another thread was faster
-            listener(self)
+            listener(*args, self)
 
 
 class _Worker(threading.local):
@@ -170,22 +171,7 @@ async def outcome(call: Call[T]) -> T:
         del call  # the error's traceback refers to this frame
 
 
-async def finished(call: Call[T], seconds: float | None = None) -> bool:
-    """Wait until a call has ended, at most so many seconds; return whether it has."""
-    if call.ended:
-        return True
-    loop = asyncio.get_running_loop()
-    ended = loop.create_future()
-    call.when_ended(functools.partial(_tell, loop, ended))
-    alarm = None if seconds is None else Alarm(loop, ended, seconds)
-    try:
-        await ended
-    finally:
-        if alarm is not None:
-            alarm.cancel()
-    return call.ended
-
-
-def _tell(loop: asyncio.AbstractEventLoop, ended: asyncio.Future[None], _: object) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop is closed, nobody waits any more
-        loop.call_soon_threadsafe(resolve, ended)
+async def finished(call: Call[Any]) -> None:
+    """Wait until a call has ended."""
+    if not call.ended:
+        await futures_of(asyncio.get_running_loop()).of(call)

@@ -336,9 +336,9 @@ class ConnectionPool:
         return self._desk.lend_keyed(key, timeout)
 
     def _lending(self, timeout: Any, make_waiter: MakeWaiter) -> Steps[Connection]:
-        """Borrow in steps; the borrower waits as what ``make_waiter`` returns."""
+        """Return the steps of a borrow; the borrower waits as what ``make_waiter`` returns."""
         self._notice_fork()
-        return (yield from self._desk.lending(self._begin_borrow(timeout), make_waiter))
+        return self._desk.lending(self._begin_borrow(timeout), make_waiter)
 
     def _begin_borrow(self, timeout: Any) -> float | None:
         if not self._started:

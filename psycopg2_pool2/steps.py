@@ -9,7 +9,7 @@ the steps itself; an event loop has worker threads run them and awaits a
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
 
@@ -17,25 +17,19 @@ Step = Callable[[], Any]
 Steps = Generator[Step, Any, T]
 
 
-class Wakeable(Protocol):
-    """What a pause waits for."""
-
-    def wait(self, seconds: float) -> bool:
-        """Block until woken, for at most ``seconds``; return whether it was woken."""
-
-
 class Pause:
-    """The step of waiting to be woken, for at most ``seconds``; tells whether one was."""
+    """The step of waiting to be woken, for at most ``seconds``; tells whether one was.
 
-    __slots__ = ("seconds", "waiter")
+    Who waits is his own pause, again and again: thousands of tasks may.
+    """
 
-    def __init__(self, waiter: Wakeable, seconds: float) -> None:
-        self.waiter = waiter
-        self.seconds = seconds
+    __slots__ = ("seconds",)
+
+    seconds: float
 
     def __call__(self) -> bool:
         """Wait in this thread."""
-        return self.waiter.wait(self.seconds)
+        raise NotImplementedError
 
 
 def run_blocking(steps: Steps[T]) -> T:

@@ -73,6 +73,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from .errors import PoolClosed, PoolExhausted, TooManyRequests
+from .steps import Pause
 from .timing import Clock
 
 
@@ -148,21 +149,34 @@ class Permit:
     __slots__ = ("__weakref__",)
 
 
-class Waiter(Generic[T]):
-    """One blocked borrower: a thread; a task's is derived from it.
+class Waiter(Pause, Generic[T]):
+    """One blocked borrower.
 
     ``item`` or ``error`` is set before :meth:`wake` is called; with neither he
     looks around and waits again.  ``patient`` waiters have a timeout; the others
     want the first error at once.
     """
 
-    __slots__ = ("_gate", "borrower", "error", "item", "patient")
+    __slots__ = ("borrower", "error", "item", "patient")
 
     def __init__(self, patient: bool, borrower: object = None) -> None:
         self.patient = patient
         self.borrower = borrower
         self.item: T | None = None
         self.error: BaseException | None = None
+
+    def wake(self) -> None:
+        """End his wait; harmless when repeated, safe from any thread."""
+        raise NotImplementedError
+
+
+class ThreadWaiter(Waiter[T]):
+    """A borrower who blocks his thread."""
+
+    __slots__ = ("_gate",)
+
+    def __init__(self, patient: bool, borrower: object = None) -> None:
+        super().__init__(patient, borrower)
         self._gate = threading.Lock()
         self._gate.acquire()
 
@@ -173,8 +187,12 @@ class Waiter(Generic[T]):
         except RuntimeError:
             pass  # woken already
 
+    def __call__(self) -> bool:
+        """Wait in this thread."""
+        return self.wait(self.seconds)
+
     def wait(self, seconds: float) -> bool:
-        """Block until woken, for at most ``seconds``; return whether it was woken."""
+        """Block until woken, for at most ``seconds``; return whether he was woken."""
         return self._gate.acquire(True, seconds)  # by name takes longer
 
 

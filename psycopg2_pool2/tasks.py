@@ -7,13 +7,15 @@ the loop: who hands it a connection has a worker go on.
 worker may begin and which may be cancelled, once:
 
 1. The task leaves the call with its waiter, *then* the waiter looks whether it
-   was woken before.  Who wakes it notes that, *then* looks for a call.
+   was woken before.  Who wakes it notes that, *then* looks for a call.  So one
+   of them sees the other; if both do, the call is made or cancelled all the same
+   once.
 2. A waiter that has been served has a worker make the call: that one goes on.
    So it is if the loop is closed; then the worker ends the work.
 3. Else the call is cancelled: the task itself goes on.
-4. When the pause is over the task takes the call back, *then* it cancels it,
-   *then* it looks what the waiter has.  So no wake-up is lost in between: it
-   is seen there, or kept for the next pause.
+4. When the pause is over the task takes the call and the note back, *then* it
+   cancels the call, *then* it looks around.  Who wakes it has written down why
+   before.  So no wake-up is lost in between: the reason is seen there.
 
 **Cancellation of a task that borrows**:
 
@@ -28,156 +30,208 @@ worker may begin and which may be cancelled, once:
 from __future__ import annotations
 
 import asyncio
-import functools
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Protocol, TypeVar, overload
 
 from .connector import Connection
-from .offload import Call, Offload, finished
+from .futures import futures_of
+from .offload import Call, Offload, finished, outcome
 from .steps import Pause, Step, Steps, take
 from .store import Waiter
 
 T = TypeVar("T")
+R = TypeVar("R")
+T_contra = TypeVar("T_contra", contravariant=True)
+T_co = TypeVar("T_co", covariant=True)
+
+
+class TaskBorrower:
+    """A task that borrows, of this thread's loop; makes its waiters.
+
+    When one has been served a worker goes on for the task, if that
+    ``needs_worker``: if there is more to do for it that blocks.
+    """
+
+    __slots__ = ("loop", "needs_worker", "task", "threads")
+
+    def __init__(self, threads: Offload, needs_worker: bool) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.task = asyncio.current_task(self.loop)
+        self.threads = threads
+        self.needs_worker = needs_worker
+
+    def __call__(self, patient: bool) -> TaskWaiter:
+        """Return a waiter; from any thread."""
+        return TaskWaiter(self, patient)
 
 
 class TaskWaiter(Waiter[Connection]):
-    """One blocked borrower: a task.
+    """One blocked borrower: a task."""
 
-    When it has been served a worker goes on for it, if it ``needs_worker``: if
-    there is more to do for it that blocks.
-    """
+    __slots__ = ("_by", "_call", "_woken")
 
-    __slots__ = ("_calls", "_loop", "_needs_worker", "_threads", "_woken")
-
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        task: asyncio.Task[Any] | None,
-        threads: Offload,
-        needs_worker: bool,
-        patient: bool,
-    ) -> None:
-        super().__init__(patient, task)
-        self._loop = loop
-        self._threads = threads
-        self._needs_worker = needs_worker
-        self._calls: list[Call[Any]] = []  # that of the pause
+    def __init__(self, by: TaskBorrower, patient: bool) -> None:
+        super().__init__(patient, by.task)
+        self._by = by
+        self._call: Call[Any] | None = None  # that of the pause
         self._woken = False
 
     def wake(self) -> None:
         """End the pause; harmless when repeated, safe from any thread."""
         self._woken = True
-        self._go_on()
+        call = self._call
+        if call is not None:
+            self._go_on(call)
 
     def pause(self, call: Call[Any]) -> None:
         """Have this call made, or cancelled, when the waiter is woken."""
-        self._calls.append(call)
+        self._call = call
         if self._woken:
-            self._go_on()
+            self._go_on(call)
 
     def end_pause(self) -> None:
         """Take the call back."""
-        self._calls.clear()
+        self._call = None
+        self._woken = False
 
-    def _go_on(self) -> None:
-        call = self._take_call()
-        if call is None:
-            return
+    def _go_on(self, call: Call[Any]) -> None:
         served = self.item is not None
-        if (served and self._needs_worker) or self._loop.is_closed():
-            self._threads.start(call)
+        if (served and self._by.needs_worker) or self._by.loop.is_closed():
+            self._by.threads.start(call)
         else:
             call.cancel()
 
-    def _take_call(self) -> Call[Any] | None:
-        """Take the call of the pause, and the note that it was woken; else leave the note."""
-        while True:
-            # The note first: later it would be that for the next pause.
-            self._woken = False
-            try:
-                return self._calls.pop()
-            except IndexError:
-                self._woken = True
-            if not self._calls:  # else one came before the note was there again
-                return None
 
-
-class _End(Generic[T]):
+class _End:
     """What came out of the work."""
 
     __slots__ = ("result",)
 
-    def __init__(self, result: T) -> None:
+    def __init__(self, result: Any) -> None:
         self.result = result
 
 
-async def drive(steps: Steps[T], threads: Offload, unwanted: Callable[[T], object]) -> T:
-    """Do the work whose steps these are, without blocking the loop.
+class Work(Protocol[T_contra, T_co]):
+    """What is done with what comes out of steps."""
 
-    ``unwanted`` gets what came out of it after its task was cancelled.
+    def __call__(self, item: T_contra, /) -> T_co:
+        """Do it; called by a worker, at most once."""
+
+    def give_up(self) -> None:
+        """End it, or have it not begin; called by the loop's thread."""
+
+
+@overload
+async def drive(steps: Steps[T], threads: Offload, unwanted: Callable[[T], object]) -> T: ...
+
+
+@overload
+async def drive(
+    steps: Steps[T], threads: Offload, unwanted: Callable[[T], object], work: Work[T, R]
+) -> R: ...
+
+
+async def drive(
+    steps: Steps[Any],
+    threads: Offload,
+    unwanted: Callable[[Any], object],
+    work: Work[Any, Any] | None = None,
+) -> Any:
+    """Take steps without blocking the loop; return what comes out of them, or of work on that.
+
+    The worker that takes the last step does the work too.  ``unwanted`` gets what
+    comes out of the steps of a task that was cancelled before the work.
     """
-    call: Call[Step | _End[T]] | None = None
+    loop = asyncio.get_running_loop()
+    futures = futures_of(loop)
+    call: Call[Step | _End] | None = None
     try:
         step = _advance(steps.__next__)
         while not isinstance(step, _End):
-            if isinstance(step, Pause):
-                call = Call(functools.partial(_wake_up, steps, asyncio.get_running_loop()))
-                woken = await _woken(step, call)
+            if isinstance(step, TaskWaiter):
+                call = Call(_wake_up, steps, work, loop)
+                ended = futures.of(call)
+                tick = futures.ring_in(step.seconds, ended)
+                step.pause(call)
+                try:
+                    await ended
+                finally:
+                    step.end_pause()
+                    futures.silence(tick, ended)
+                woken = call.ended
                 if call.cancel():
-                    call, step = None, _advance(functools.partial(steps.send, woken))
+                    call, step = None, _advance(steps.send, woken)
                     continue
             else:
-                call = Call(functools.partial(_go_on, steps, functools.partial(take, step, steps)))
+                call = Call(_go_on, steps, work, take, step, steps)
                 threads.start(call)
             await finished(call)
             step, call = call.result(), None
-        result: T = step.result
-        return result
+            if isinstance(step, _End):  # by a worker, who did the work too
+                return step.result
+        return step.result if work is None else await _do(work, step.result, threads, unwanted)
+    except BaseException:
+        if work is not None:
+            work.give_up()
+        raise
     finally:
         if call is None:
             steps.close()
         else:
             call.cancel()
-            call.when_ended(functools.partial(_give_up, steps, unwanted))
+            call.when_ended(_give_up, steps, work, unwanted)
             del call  # an error's traceback refers to this frame
 
 
-async def _woken(pause: Pause, call: Call[Any]) -> bool:
-    """Wait until the pause's waiter is woken or its time is over; return whether he was woken."""
-    assert isinstance(pause.waiter, TaskWaiter)
-    pause.waiter.pause(call)
+async def _do(work: Work[T, R], item: T, threads: Offload, unwanted: Callable[[T], object]) -> R:
+    """Have a worker do the work on what came out in the loop's thread."""
+    call = Call(work, item)
+    threads.start(call)
     try:
-        return await finished(call, pause.seconds)
+        return await outcome(call)
     finally:
-        pause.waiter.end_pause()
+        if call.cancel():
+            unwanted(item)
+        del call  # an error's traceback refers to this frame
 
 
-def _wake_up(steps: Steps[T], loop: asyncio.AbstractEventLoop) -> Step | _End[T]:
+def _wake_up(
+    steps: Steps[Any], work: Work[Any, Any] | None, loop: asyncio.AbstractEventLoop
+) -> Step | _End:
     """Go on after a pause, in this worker."""
     if loop.is_closed():  # for nobody
         steps.close()
         raise asyncio.CancelledError
-    return _go_on(steps, functools.partial(steps.send, True))
+    return _go_on(steps, work, steps.send, True)
 
 
-def _go_on(steps: Steps[T], advance: Callable[[], Step]) -> Step | _End[T]:
-    """Take steps in this worker, as many as there are until a pause."""
-    step = _advance(advance)
+def _go_on(
+    steps: Steps[Any], work: Work[Any, Any] | None, advance: Callable[..., Step], *args: Any
+) -> Step | _End:
+    """Take steps in this worker, as many as there are until a pause, and do the work after them."""
+    step = _advance(advance, *args)
     while not isinstance(step, (_End, Pause)):
-        step = _advance(functools.partial(take, step, steps))
+        step = _advance(take, step, steps)
+    if work is not None and isinstance(step, _End):
+        step.result = work(step.result)
     return step
 
 
-def _advance(go_on: Callable[[], Step]) -> Step | _End[Any]:
+def _advance(go_on: Callable[..., Step], *args: Any) -> Step | _End:
     try:
-        return go_on()
+        return go_on(*args)
     except StopIteration as end:
         return _End(end.value)
 
 
-def _give_up(steps: Steps[T], unwanted: Callable[[T], object], call: Call[Step | _End[T]]) -> None:
+def _give_up(
+    steps: Steps[T],
+    work: Work[T, Any] | None,
+    unwanted: Callable[[T], object],
+    call: Call[Step | _End],
+) -> None:
     """End the work of a task that was cancelled, when its last call has ended."""
-    if not call.was_cancelled and call.error is None:
+    if work is None and not call.was_cancelled and call.error is None:
         came = call.result()
         if isinstance(came, _End):
             unwanted(came.result)

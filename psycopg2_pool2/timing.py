@@ -37,8 +37,10 @@ class Deadline:
 
     def slice(self, longest: float) -> float:
         """Return how long to wait before looking again, at most ``longest`` seconds."""
-        left = self.remaining()
-        return longest if left is None else min(left, longest)
+        if self._at is None:
+            return longest
+        left = self._at - self._clock()
+        return longest if left > longest else max(0.0, left)
 
 
 _BOOTTIME = getattr(time, "CLOCK_BOOTTIME", None)

@@ -17,12 +17,12 @@ Work = Callable[[int], None]
 
 
 def run_crowd(
-    lender: Lender, threads: int, seconds: float, *, query: bool = False, batch: int = 1
+    lender: Lender, threads: int, seconds: float, *, query: str | None = None, batch: int = 1
 ) -> Sample:
     """Tell the speed and fairness of a crowd, and from a stretch of its own the waits.
 
     Reading the clock twice for each borrow would be a good part of a short one. With `query`
-    each borrower sends `SELECT 1`. `batch` borrows are counted at once.
+    each borrower sends that. `batch` borrows are counted at once.
     """
     counts, elapsed, processor = _count(threads, seconds, _plain(lender, query, batch))
     waits: list[list[float]] = [[] for _ in range(threads)]
@@ -39,20 +39,20 @@ def run_crowd(
     }
 
 
-def _plain(lender: Lender, query: bool, batch: int) -> Work:
+def _plain(lender: Lender, query: str | None, batch: int) -> Work:
     borrow, give_back = lender.borrow, lender.give_back
 
     def work(number: int) -> None:
         for _ in repeat(None, batch):
             conn = borrow()
             if query:
-                ask(conn)
+                ask(conn, query)
             give_back(conn)
 
     return work
 
 
-def _timed(lender: Lender, query: bool, waits: list[list[float]]) -> Work:
+def _timed(lender: Lender, query: str | None, waits: list[list[float]]) -> Work:
     borrow, give_back, clock = lender.borrow, lender.give_back, time.perf_counter
 
     def work(number: int) -> None:
@@ -60,7 +60,7 @@ def _timed(lender: Lender, query: bool, waits: list[list[float]]) -> Work:
         conn = borrow()
         waits[number].append(clock() - began)
         if query:
-            ask(conn)
+            ask(conn, query)
         give_back(conn)
 
     return work

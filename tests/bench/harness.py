@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import statistics
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -185,10 +185,15 @@ def pool_case(
     peers: Sequence[str],
     measure: Callable[[Lender], Sample],
     rounds: int | None = None,
+    place: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Case:
-    """Return a case in which each peer opens a pool once and is measured in every round."""
+    """Return a case in which each peer opens a pool once and is measured in every round.
+
+    All in the context that `place` returns.
+    """
 
     def open_pools(stack: ExitStack) -> dict[str, Trial]:
+        stack.enter_context(place())
         return {peer: partial(measure, stack.enter_context(lending(peer, plan))) for peer in peers}
 
     return Case(label, open_pools, rounds)

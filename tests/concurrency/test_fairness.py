@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from psycopg2_pool2 import ConnectionPool, PoolExhausted, PoolTimeout
-from psycopg2_pool2.store import Waiter
+from psycopg2_pool2.store import ThreadWaiter
 from tests.support.pools import MakePool, fill, wait_for_waiters, waiting
 from tests.support.waiting import in_thread, wait_until
 
@@ -118,7 +118,7 @@ def test_who_comes_while_somebody_waits_does_not_take_what_is_idle(make_pool: Ma
     """1. One waits. 2. A return has queued, and not yet handed over. 3. Another one comes."""
     pool = make_pool(maxconn=1, test_on_borrow=False)
     pool.putconn(pool.getconn(timeout=10))
-    waiter: Waiter[Any] = Waiter(patient=True)
+    waiter: ThreadWaiter[Any] = ThreadWaiter(patient=True)
     store = pool._store
     store.waiters[waiter] = None
     store.attention = True

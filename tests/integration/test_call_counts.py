@@ -19,7 +19,7 @@ import pytest
 import psycopg2_pool2
 from psycopg2_pool2 import ConnectionPool
 from psycopg2_pool2.contrib.prometheus import PoolCollector
-from psycopg2_pool2.store import Waiter
+from psycopg2_pool2.store import ThreadWaiter
 from tests.support.pools import MakePool
 
 PACKAGE = str(Path(psycopg2_pool2.__file__).parent)
@@ -37,7 +37,7 @@ class Calls(NamedTuple):
 CALLS = Calls(functions=4, builtins=7)
 INSTRUCTIONS = {(3, 10): 117, (3, 11): 120, (3, 12): 108, (3, 13): 118}
 # The same for a borrow that waits until another gives the only connection back, and that return.
-WAITING_CALLS = Calls(functions=19, builtins=30)
+WAITING_CALLS = Calls(functions=20, builtins=30)
 
 
 def count_calls(action: Callable[[], object]) -> Calls:
@@ -112,16 +112,16 @@ def waiting_cycle(pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch) -> Call
     """Return the action of waiting for a connection until it comes back, in one thread."""
     pool.wait()
     held = [pool.getconn()]
-    wait = Waiter.wait
+    wait = ThreadWaiter.wait
 
-    def wait_for_its_return(waiter: Waiter[Any], seconds: float) -> bool:
+    def wait_for_its_return(waiter: ThreadWaiter[Any], seconds: float) -> bool:
         pool.putconn(held.pop())
         return wait(waiter, seconds)
 
     def act() -> None:
         held.append(pool.getconn())
 
-    monkeypatch.setattr(Waiter, "wait", wait_for_its_return)
+    monkeypatch.setattr(ThreadWaiter, "wait", wait_for_its_return)
     for _ in range(WARM_UP):
         act()
     return act

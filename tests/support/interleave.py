@@ -402,7 +402,7 @@ class CoopGate:
         self._shut = False
         self.on_expiry: Callable[[float], object] = lambda seconds: None
 
-    def acquire(self, timeout: float = -1) -> bool:
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         if self._shut:
             hasty = 0 <= timeout <= 0.01
             if hasty or not self._interleaver.wait_for(lambda: not self._shut, may_expire=True):

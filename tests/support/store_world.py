@@ -13,15 +13,16 @@ from collections.abc import Callable, Iterable
 from types import CodeType, SimpleNamespace
 from typing import Any, cast
 
-from psycopg2_pool2 import store as store_module
 from psycopg2_pool2.desk import Desk
 from psycopg2_pool2.errors import PoolError, PoolTimeout
 from psycopg2_pool2.stats import Counters
-from psycopg2_pool2.store import Permit, Record, Store, Waiter
+from psycopg2_pool2.store import Permit, Record, Store, ThreadWaiter, Waiter
 from tests.support.fakes import FakeClock, options
 from tests.support.interleave import Call, CoopGate, CoopLock, Interleaver, Run, code_of
 
-TRACED: list[CodeType] = list(code_of(Store, store_module.Waiter, Desk._wait, Desk.put_back))
+TRACED: list[CodeType] = list(
+    code_of(Store, ThreadWaiter, Desk._wait_here, Desk._be_served, Desk._leave, Desk.put_back)
+)
 _OPTIONS = options(timeout=None)
 
 

@@ -18,7 +18,7 @@ FOLDER = Path(psycopg2_pool2.__file__).parent
 LAYERS = [
     {
         "addresses",
-        "alarms",
+        "futures",
         "bell",
         "checks",
         "errors",
@@ -150,7 +150,8 @@ def test_no_module_of_the_core_sleeps(module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", [n for n in MODULES if n not in ("aio", "aio_database", "alarms", "offload", "tasks")]
+    "module",
+    [n for n in MODULES if n not in ("aio", "aio_database", "futures", "offload", "tasks")],
 )
 def test_only_what_serves_event_loops_imports_asyncio(module: str) -> None:
     for node in ast.walk(tree(module)):

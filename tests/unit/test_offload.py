@@ -260,15 +260,6 @@ class TestFinished:
             outcome(call).send(None)
         assert end.value.value == 1
 
-    def test_tells_whether_the_call_ended_in_time(self, threads: Offload, held: Held) -> None:
-        async def main() -> tuple[bool, bool]:
-            call = threads.submit(held)
-            in_time = await finished(call, 0.001)
-            held.go.set()
-            return in_time, await finished(call, 30)
-
-        assert asyncio.run(main()) == (False, True)
-
     def test_does_not_mind_a_loop_that_was_closed_meanwhile(
         self, threads: Offload, held: Held, caplog: pytest.LogCaptureFixture
     ) -> None:

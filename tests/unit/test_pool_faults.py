@@ -29,6 +29,7 @@ from psycopg2_pool2 import (
     supply,
     upkeep,
 )
+from psycopg2_pool2.store import ThreadWaiter
 from tests.support.fakes import FakeClock, FakeDriver, fake_pool
 from tests.support.interleave import HAS_BYTECODES, Interleaver, Plan, code_of
 
@@ -95,10 +96,29 @@ def _detach(pool: ConnectionPool) -> None:
 
 
 def _wait_for_one(pool: ConnectionPool) -> None:
-    """Wait while all are lent, until one comes back: at the second look."""
+    """Wait in steps while all are lent, until one comes back: at the second look."""
     conns = [pool.getconn(), pool.getconn()]
+    conns.append(steps.run_blocking(pool._lending(5, _waiter_that_looks_twice(pool, conns))))
+    while conns:
+        pool.putconn(conns.pop())
 
-    class Waiter(store.Waiter[Any]):
+
+def _wait_in_the_thread(pool: ConnectionPool) -> None:
+    """Do the same as a thread does where there are workers."""
+    conns = [pool.getconn(), pool.getconn()]
+    try:
+        pool._desk._pauses_first = True
+        pool._desk._waiter = _waiter_that_looks_twice(pool, conns)
+        conns.append(pool.getconn(timeout=5))
+    finally:
+        pool._desk._pauses_first = False
+        pool._desk._waiter = ThreadWaiter  # the other keeps what it will give back
+    while conns:
+        pool.putconn(conns.pop())
+
+
+def _waiter_that_looks_twice(pool: ConnectionPool, conns: list[Any]) -> type[ThreadWaiter[Any]]:
+    class Waiter(ThreadWaiter[Any]):
         looks = 0
 
         def wait(self, seconds: float) -> bool:
@@ -107,9 +127,7 @@ def _wait_for_one(pool: ConnectionPool) -> None:
                 pool.putconn(conns.pop())
             return self.item is not None
 
-    conns.append(steps.run_blocking(pool._lending(5, Waiter)))
-    while conns:
-        pool.putconn(conns.pop())
+    return Waiter
 
 
 def _look_after(pool: ConnectionPool) -> None:
@@ -129,6 +147,7 @@ def _look_after(pool: ConnectionPool) -> None:
         _use_key,
         _detach,
         _wait_for_one,
+        _wait_in_the_thread,
         _look_after,
     ],
 )
@@ -246,7 +265,7 @@ def test_a_waiter_that_is_interrupted_leaves_the_queue(
     def interrupt(waiter: Any, seconds: float) -> bool:
         raise Interrupt
 
-    monkeypatch.setattr(store.Waiter, "wait", interrupt)
+    monkeypatch.setattr(ThreadWaiter, "wait", interrupt)
     with pytest.raises(Interrupt):
         pool.getconn(timeout=5)
     assert pool.get_stats()["requests_waiting"] == 0
@@ -264,7 +283,7 @@ def test_a_waiter_that_is_interrupted_when_served_gives_back(
         pool.putconn(conn)
         raise Interrupt
 
-    monkeypatch.setattr(store.Waiter, "wait", serve_and_interrupt)
+    monkeypatch.setattr(ThreadWaiter, "wait", serve_and_interrupt)
     with pytest.raises(Interrupt):
         pool.getconn(timeout=5)
     assert pool.stats() == PoolStats(0, 1)

@@ -9,7 +9,7 @@ import pytest
 
 from psycopg2_pool2 import ConnectionPool, PoolStats
 from psycopg2_pool2.steps import Pause, Steps, run_blocking, take
-from psycopg2_pool2.store import Waiter
+from psycopg2_pool2.store import ThreadWaiter
 from tests.support.fakes import FakeClock, FakeDriver, fake_pool
 
 
@@ -99,10 +99,12 @@ class TestRunBlocking:
 
 
 def test_a_pause_waits_in_this_thread() -> None:
-    waiter: Waiter[Any] = Waiter(patient=True)
-    assert Pause(waiter, 0.001)() is False
+    waiter: ThreadWaiter[Any] = ThreadWaiter(patient=True)
+    waiter.seconds = 0.001
+    assert waiter() is False
     waiter.wake()
-    assert Pause(waiter, 30)() is True
+    waiter.seconds = 30
+    assert waiter() is True
 
 
 # -- a borrow, given up at each of its steps ---------------------------------
@@ -140,7 +142,7 @@ def _with_an_old_one() -> ConnectionPool:
 
 
 def _lending(pool: ConnectionPool) -> Steps[Any]:
-    return pool._lending(5, Waiter)
+    return pool._lending(5, ThreadWaiter)
 
 
 def _come_to_step(number: int, work: Steps[Any]) -> None:

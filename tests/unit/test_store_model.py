@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from psycopg2_pool2.errors import PoolClosed, PoolExhausted, TooManyRequests
-from psycopg2_pool2.store import Permit, Store, Waiter
+from psycopg2_pool2.store import Permit, Store, ThreadWaiter
 from tests.support.fakes import FakeClock
 from tests.support.store_world import Item
 
@@ -30,7 +30,7 @@ class StoreModel(RuleBasedStateMachine):
         self.idle: list[int] = []
         self.lent: list[Item] = []
         self.permits: list[Permit] = []
-        self.waiters: list[Waiter[Item]] = []
+        self.waiters: list[ThreadWaiter[Item]] = []
         self.loans = 0
         self.allowed: float = 4
 
@@ -107,7 +107,7 @@ class StoreModel(RuleBasedStateMachine):
 
     @rule(patient=st.booleans(), max_waiting=st.sampled_from([None, 0, 2]))
     def request(self, patient: bool, max_waiting: int | None) -> None:
-        waiter: Waiter[Item] = Waiter(patient)
+        waiter: ThreadWaiter[Item] = ThreadWaiter(patient)
         ahead = len(self.waiters)
         full = not patient and ahead >= self.store.maxconn - len(self.lent)
         crowded = max_waiting is not None and ahead >= max_waiting and (not self.idle or ahead)

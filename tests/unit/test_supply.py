@@ -24,7 +24,7 @@ from psycopg2_pool2.endpoints import Endpoints
 from psycopg2_pool2.monitor import Timer
 from psycopg2_pool2.resolver import Resolver
 from psycopg2_pool2.stats import Counters
-from psycopg2_pool2.store import Store, Waiter
+from psycopg2_pool2.store import Store, ThreadWaiter
 from psycopg2_pool2.supply import Supply
 from tests.support.fakes import FakeClock, FakeDriver, fake_pool
 from tests.support.interleave import HAS_BYTECODES, Interleaver, Plan, code_of
@@ -132,7 +132,7 @@ class World:
         self.connector = FakeConnector(self.clock)
         self.store: Store[Any] = Store(minconn, maxconn, self.clock)
         self.counters = Counters()
-        self._borrowers: list[Waiter[Any]] = []  # who have what was handed to them
+        self._borrowers: list[ThreadWaiter[Any]] = []  # who have what was handed to them
         endpoints = Endpoints(
             {"host": "127.0.0.1", "port": "1"},
             Resolver(None),
@@ -168,9 +168,9 @@ class World:
         [endpoint] = self.supply.endpoints()
         return endpoint.state
 
-    def wait(self, number: int = 1, *, patient: bool = True) -> list[Waiter[Any]]:
+    def wait(self, number: int = 1, *, patient: bool = True) -> list[ThreadWaiter[Any]]:
         """Have so many borrowers queue up, as the desk does it."""
-        waiters: list[Waiter[Any]] = [Waiter(patient) for _ in range(number)]
+        waiters: list[ThreadWaiter[Any]] = [ThreadWaiter(patient) for _ in range(number)]
         self._borrowers += waiters
         for waiter in waiters:
             self.store.request(waiter, None)

@@ -10,14 +10,15 @@ import gc
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from psycopg2_pool2 import ConnectionPool, PoolClosed, PoolStats, PoolTimeout, tasks
+from psycopg2_pool2 import ConnectionPool, PoolClosed, PoolStats, PoolTimeout
 from psycopg2_pool2.offload import Call, Offload
-from psycopg2_pool2.steps import Pause, Steps
-from psycopg2_pool2.tasks import TaskWaiter, drive
+from psycopg2_pool2.steps import Steps
+from psycopg2_pool2.tasks import TaskBorrower, TaskWaiter, drive
 from tests.support.fakes import FakeClock, FakeDriver, fake_pool
 from tests.support.interleave import HAS_BYTECODES, Interleaver, Plan, code_of, plans
 from tests.support.interleave import Call as Act
@@ -91,9 +92,7 @@ class Borrower:
         self.task = asyncio.get_running_loop().create_task(drive(self._steps(), shelf, self._take))
 
     def _steps(self) -> Steps[Any]:
-        loop = asyncio.get_running_loop()
-        waiter = partial(TaskWaiter, loop, None, self._shelf, self._by_worker)
-        return self._pool._lending(self._timeout, waiter)
+        return self._pool._lending(self._timeout, TaskBorrower(self._shelf, self._by_worker))
 
     def _take(self, conn: Any) -> None:
         self.unwanted.append(conn)
@@ -370,12 +369,12 @@ class TestWaiting:
         """1. A worker begins for one who was served. 2. The pause is over. 3. The worker ends."""
 
         async def main() -> None:
-            loop = asyncio.get_running_loop()
-            waiter = TaskWaiter(loop, None, shelf, True, True)
+            waiter = TaskBorrower(shelf, True)(patient=True)
+            waiter.seconds = 0.001
             waited: list[bool] = []
 
             def work() -> Steps[str]:
-                waited.append((yield Pause(waiter, 0.001)))
+                waited.append((yield waiter))
                 waited.append((yield partial(begun_and_held.wait, 30)))
                 return "end"
 
@@ -395,44 +394,6 @@ class TestWaiting:
             assert waited == [True, True]
 
         run(main)
-
-    def test_a_wake_up_in_the_moment_in_which_a_pause_is_over_is_kept(self, shelf: Shelf) -> None:
-        """Who is woken for nothing must not wipe out that he was served meanwhile.
-
-        1. A nudge takes the pause's call. 2. The pause is over, and the task goes on by itself.
-        3. It is served, before its next pause. 4. The next pause begins; the nudge goes on.
-        5. The task looks whether it was woken.
-        """
-        taken, go = threading.Event(), threading.Event()
-
-        class Calls(list[Call[Any]]):
-            def pop(self, *_: Any) -> Call[Any]:
-                call = super().pop()
-                if not taken.is_set():
-                    taken.set()
-                    assert go.wait(30)
-                return call
-
-            def append(self, call: Call[Any]) -> None:
-                super().append(call)
-                if taken.is_set():
-                    go.set()
-                    nudge.result()
-
-        loop = asyncio.new_event_loop()
-        waiter = TaskWaiter(loop, None, shelf, True, True)
-        waiter._calls = Calls()
-        first, second = Call(lambda: None), Call(lambda: None)
-        waiter.pause(first)
-        nudge = in_thread(waiter.wake)
-        assert taken.wait(10)
-        waiter.end_pause()
-        first.cancel()
-        waiter.item = object()
-        waiter.wake()
-        waiter.pause(second)
-        assert second in shelf.calls
-        loop.close()
 
 
 class TestLoopsThatEnd:
@@ -515,8 +476,8 @@ def _wait_and_return(pool: ConnectionPool) -> None:
         conn = pool.getconn()
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda loop, context: None)
-        waiter = partial(TaskWaiter, loop, None, threads, True)
-        borrowing = loop.create_task(drive(pool._lending(5, waiter), threads, pool.putconn))
+        steps = pool._lending(5, TaskBorrower(threads, True))
+        borrowing = loop.create_task(drive(steps, threads, pool.putconn))
         await turn()
         pool.putconn(conn)
         await asyncio.wait([borrowing])
@@ -536,7 +497,7 @@ def test_an_exception_after_any_bytecode_of_the_task_loses_nothing(driver: FakeD
         pytest.skip("this Python cannot trace bytecodes")
     pool = fake_pool(FakeClock(), 0, 1)
     moment = 0
-    with Interleaver(code_of(drive, tasks._woken), threads=1) as interleaver:
+    with Interleaver(code_of(drive), threads=1) as interleaver:
         interleaver.by_bytecode = True
         faulted = True
         while faulted:
@@ -564,7 +525,8 @@ class World:
         self._pauses_in_vain = pauses_in_vain
         self.shelf = Shelf()
         loop: Any = type("OpenLoop", (), {"is_closed": staticmethod(lambda: False)})
-        self.waiter = TaskWaiter(loop, None, self.shelf, True, True)
+        borrower: Any = SimpleNamespace(loop=loop, task=None, threads=self.shelf, needs_worker=True)
+        self.waiter = TaskWaiter(borrower, patient=True)
         self.taken: list[object] = []
         self.over = False
 

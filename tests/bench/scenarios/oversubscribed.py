@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 from tests.bench.crowd import run_crowd
@@ -17,57 +19,75 @@ from tests.bench.harness import (
     pool_case,
 )
 from tests.bench.peers import FAIR, QUEUE, WAITING, Plan
+from tests.bench.placement import on_one_processor
 
 THREADS = 64
+STATEMENT = "SELECT 1"
+SLOW_STATEMENT = "SELECT pg_sleep(0.002)"
 
 
-def _label(connections: int, query: bool) -> str:
-    return f"{THREADS} on {connections}, {'query' if query else 'no hold'}"
+def _label(connections: int, what: str = "query") -> str:
+    return f"{THREADS} on {connections}, {what}"
 
 
-def _case(bench: Bench, connections: int, query: bool) -> Case:
+TOGETHER = _label(8, "query, one processor")
+SLOW = _label(8, "2 ms")
+
+
+def _case(
+    bench: Bench,
+    connections: int,
+    query: str | None,
+    label: str,
+    place: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Case:
     return pool_case(
-        _label(connections, query),
+        label,
         Plan(bench.server.dsn, idle=connections, size=connections),
         WAITING,
         partial(run_crowd, threads=THREADS, seconds=4 * bench.seconds, query=query),
+        place=place,
     )
 
 
 def _cases(bench: Bench) -> list[Case]:
+    together = partial(on_one_processor, bench.server)
+    cases = [
+        _case(bench, 8, STATEMENT, TOGETHER, together),
+        _case(bench, 8, SLOW_STATEMENT, SLOW),
+        _case(bench, 8, STATEMENT, _label(8)),
+    ]
     if bench.quick:
-        return [_case(bench, 8, query=True)]
-    querying = [_case(bench, size, query=True) for size in (32, 16, 8, 4)]
-    return [*querying, _case(bench, 8, query=False)]
+        return cases
+    more = [_case(bench, size, STATEMENT, _label(size)) for size in (32, 16, 4)]
+    return [*cases, *more, _case(bench, 8, None, _label(8, "no hold"))]
 
 
 def _aims(rows: Rows) -> list[Aim]:
-    case = _label(8, query=True)
-    spread = rows.figure(case, "p99") / rows.figure(case, "p50")
-    return [
+    aims = [
         Aim(
-            f"{case}: throughput of a bare {QUEUE}",
-            rows.ratio(case, "per_second", QUEUE),
+            f"{case}: throughput of a bare {peer}",
+            rows.ratio(case, "per_second", peer),
             0.70,
             at_least=True,
-        ),
-        Aim(
-            f"{case}: throughput of a bare {FAIR}",
-            rows.ratio(case, "per_second", FAIR),
-            0.70,
-            at_least=True,
-        ),
-        Aim(f"{case}: fewest/most", rows.figure(case, "fairness"), 0.95, at_least=True),
-        Aim(f"{case}: p99 of the waits / p50", spread, 2),
+        )
+        for case, peer in ((TOGETHER, QUEUE), (SLOW, QUEUE), (_label(8), QUEUE), (_label(8), FAIR))
     ]
+    for case in (TOGETHER, _label(8)):
+        spread = rows.figure(case, "p99") / rows.figure(case, "p50")
+        fairness = rows.figure(case, "fairness")
+        aims.append(Aim(f"{case}: fewest/most", fairness, 0.95, at_least=True))
+        aims.append(Aim(f"{case}: p99 of the waits / p50", spread, 2))
+    return aims
 
 
 SCENARIO = Scenario(
     name="oversubscribed",
     title=f"{THREADS} threads on fewer connections",
-    note="Each borrower sends one SELECT 1 (query) or gives the connection back at once (no hold)."
-    " A pool that lets whoever runs overtake those who wait looks fast: see its fewest/most and"
-    " its longest wait. psycopg2's own pool does not wait.",
+    note="Each borrower sends one SELECT 1 (query), or one that sleeps (2 ms), or gives the"
+    " connection back at once (no hold). Where one processor is named client and server share it."
+    " A pool that lets whoever runs overtake those who wait looks fast: see its fewest/most and its"
+    " longest wait. psycopg2's own pool does not wait.",
     columns=(
         Column("per_second", "borrows/s", ",.0f"),
         Column("ratio:per_second", "ours/its"),

@@ -14,6 +14,7 @@ from typing import Any
 from psycopg2_pool2 import AsyncConnectionPool, ConnectionPool
 from tests.bench.harness import Aim, Bench, Case, Column, Plot, Rows, Sample, Scenario, Trial
 from tests.bench.peers import OURS, PSYCOPG_POOL
+from tests.bench.placement import on_one_processor
 from tests.bench.tasks import Transaction, begin_to_wait, run_crowd
 
 TASKS = 2000
@@ -21,7 +22,9 @@ CONNECTIONS = 10
 THREADS = "10 threads"
 TO_THREAD = "asyncio.to_thread"
 BLOCKS = "in blocks"
-WORK = {"SELECT 1": "SELECT 1", "2 ms": "SELECT pg_sleep(0.002)"}
+STATEMENT, SLOW_STATEMENT = "SELECT 1", "SELECT pg_sleep(0.002)"
+TOGETHER = "SELECT 1, one processor"
+WORK = {TOGETHER: STATEMENT, "SELECT 1": STATEMENT, "2 ms": SLOW_STATEMENT}
 WAITING = "waiting"
 
 
@@ -142,8 +145,10 @@ def _cases(bench: Bench) -> list[Case]:
     def open_peers(stack: ExitStack) -> Peers:
         return Peers(stack, bench.server.dsn, 4 * bench.seconds)
 
-    def working(sql: str, stack: ExitStack) -> dict[str, Trial]:
-        peers = open_peers(stack)
+    def working(case: str, stack: ExitStack) -> dict[str, Trial]:
+        if case == TOGETHER:
+            stack.enter_context(on_one_processor(bench.server))
+        sql, peers = WORK[case], open_peers(stack)
         transactions: dict[str, Callable[[str], Awaitable[None]]] = {
             OURS: peers.by_run,
             BLOCKS: peers.in_block,
@@ -160,7 +165,7 @@ def _cases(bench: Bench) -> list[Case]:
         peers = open_peers(stack)
         return {OURS: peers.our_waiting, PSYCOPG_POOL: peers.their_waiting}
 
-    cases = [Case(label, partial(working, sql)) for label, sql in WORK.items()]
+    cases = [Case(label, partial(working, label)) for label in WORK]
     return [*cases, Case(WAITING, waiting)]
 
 
@@ -190,10 +195,10 @@ SCENARIO = Scenario(
     note=f"Each of {TASKS:,} tasks runs one statement in a transaction again and again: by the"
     f" pool's run(); in a block, with run_on() ({BLOCKS}); by {TO_THREAD} on the pool for threads,"
     " with ten workers; by psycopg_pool's pool of psycopg 3, whose driver needs no threads. Beside"
-    f" them {THREADS} do the same on the pool for threads. All test what they borrow. A transaction"
-    " lasts, waiting included, as the median and the longest of all say. *waiting*: all connections"
-    f" are in use and {TASKS:,} tasks begin to wait at one moment; the stall is that of this"
-    " beginning.",
+    f" them {THREADS} do the same on the pool for threads. All test what they borrow. Where one"
+    " processor is named client and server share it. A transaction lasts, waiting included, as the"
+    " median and the longest of all say. *waiting*: all connections are in use and"
+    f" {TASKS:,} tasks begin to wait at one moment; the stall is that of this beginning.",
     columns=(
         Column("per_second", "transactions/s", ",.0f"),
         Column("ratio:per_second", "ours/its"),
