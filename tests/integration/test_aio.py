@@ -60,6 +60,8 @@ from tests.support.waiting import in_thread, wait_until
 
 AT_ONCE = 10.0
 """Seconds; a busy machine is slow, and the timeouts are far longer."""
+MOST_OBJECTS = 26
+"""Of which a task that waits for a connection may be made, itself included."""
 
 
 class Misuse(Exception):
@@ -316,6 +318,26 @@ class TestBorrowing:
 
 
 class TestWaiting:
+    @in_loop
+    async def test_takes_few_objects(self, make_async_pool: MakeAsyncPool) -> None:
+        """The garbage collector walks through each of them several times.
+
+        Who makes them more on purpose raises the number here.
+        """
+        pool = make_async_pool(1, 1, timeout=60)
+        conn = await pool.getconn()
+        tasks = [asyncio.ensure_future(pool.run(ask, "SELECT 1")) for _ in range(10)]
+        await waiting(pool, 10)
+        gc.collect()
+        before = len(gc.get_objects())
+        tasks += [asyncio.ensure_future(pool.run(ask, "SELECT 1")) for _ in range(20)]
+        await waiting(pool, 30)
+        gc.collect()
+        objects = (len(gc.get_objects()) - before) / 20
+        await pool.putconn(conn)
+        await asyncio.gather(*tasks)
+        assert 10 < objects <= MOST_OBJECTS
+
     @in_loop
     async def test_timeout_zero_raises_at_once(self, make_any_async_pool: MakeAsyncPool) -> None:
         pool = make_any_async_pool(maxconn=1)

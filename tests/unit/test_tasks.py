@@ -62,6 +62,10 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(main())
 
 
+def fail_if_called(item: object) -> None:
+    raise AssertionError(f"{item!r} was given back")
+
+
 def here() -> int:
     return threading.get_ident()
 
@@ -189,6 +193,122 @@ class TestSteps:
             await turn()
             shelf.make_next()
             assert await task == "caught"
+
+        run(main)
+
+
+class Adding:
+    """Work that adds ten; notes where it was done, and whether it was given up."""
+
+    def __init__(self) -> None:
+        self.places: list[int] = []
+        self.given_up = 0
+
+    def __call__(self, item: int) -> int:
+        self.places.append(here())
+        return item + 10
+
+    def give_up(self) -> None:
+        self.given_up += 1
+
+
+class TestWork:
+    """What is done with what comes out of the steps."""
+
+    @staticmethod
+    def one_by_the_loop() -> Steps[int]:
+        yield from ()
+        return 1
+
+    @staticmethod
+    def one_by_a_worker() -> Steps[int]:
+        one: int = yield lambda: 1
+        return one
+
+    def test_is_done_by_the_worker_that_took_the_last_step(self, shelf: Shelf) -> None:
+        async def main() -> None:
+            work = Adding()
+            task = asyncio.create_task(drive(self.one_by_a_worker(), shelf, fail_if_called, work))
+            await turn()
+            worker = in_thread(shelf.make_all)
+            assert await task == 11
+            assert worker.result() == 1
+            assert work.places != [here()]
+            assert not work.given_up
+
+        run(main)
+
+    def test_is_done_by_a_worker_when_the_loop_took_the_last_step(self, shelf: Shelf) -> None:
+        async def main() -> None:
+            work = Adding()
+            task = asyncio.create_task(drive(self.one_by_the_loop(), shelf, fail_if_called, work))
+            await turn()
+            assert not work.places
+            worker = in_thread(shelf.make_all)
+            assert await task == 11
+            assert worker.result() == 1
+            assert work.places != [here()]
+
+        run(main)
+
+    def test_of_a_task_cancelled_before_a_worker_began_is_not_done(self, shelf: Shelf) -> None:
+        async def main() -> None:
+            work, unwanted = Adding(), list[int]()
+            task = asyncio.create_task(drive(self.one_by_the_loop(), shelf, unwanted.append, work))
+            await turn()
+            task.cancel()
+            await turn()
+            assert task.cancelled()
+            assert unwanted == [1]
+            assert work.given_up == 1
+            shelf.make_all()
+            assert not work.places
+
+        run(main)
+
+    @pytest.mark.parametrize("steps", ["one_by_the_loop", "one_by_a_worker"])
+    def test_of_a_task_cancelled_meanwhile_goes_on_and_is_told(
+        self, shelf: Shelf, steps: str
+    ) -> None:
+        """What it got is in its hands: it is nobody's to give back."""
+
+        async def main() -> None:
+            begun, go = threading.Event(), threading.Event()
+
+            class Slow(Adding):
+                def __call__(self, item: int) -> int:
+                    begun.set()
+                    assert go.wait(30)
+                    return super().__call__(item)
+
+            work = Slow()
+            task = asyncio.create_task(drive(getattr(self, steps)(), shelf, fail_if_called, work))
+            await turn()
+            worker = in_thread(shelf.make_all)
+            assert begun.wait(10)
+            task.cancel()
+            await turn()
+            assert task.cancelled()
+            assert work.given_up == 1
+            go.set()
+            assert worker.result() == 1
+            assert len(work.places) == 1
+
+        run(main)
+
+    @pytest.mark.parametrize("steps", ["one_by_the_loop", "one_by_a_worker"])
+    def test_raises_in_the_task_what_it_raises(self, shelf: Shelf, steps: str) -> None:
+        class Failing(Adding):
+            def __call__(self, item: int) -> int:
+                raise KeyError(item)
+
+        async def main() -> None:
+            work = Failing()
+            task = asyncio.create_task(drive(getattr(self, steps)(), shelf, fail_if_called, work))
+            await turn()
+            shelf.make_all()
+            with pytest.raises(KeyError):
+                await task
 
         run(main)
 
