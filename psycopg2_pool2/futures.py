@@ -98,10 +98,14 @@ class Futures:
 
     def _open(self) -> None:
         self._has_knocked = False
-        while self._news:
-            future = self._news.popleft()()
-            if future is not None:
-                resolve(future)
+        try:
+            while self._news:
+                future = self._news.popleft()()
+                if future is not None:
+                    resolve(future)
+        except BaseException:  # the rest is not to wait for the next knock
+            asyncio.get_running_loop().call_soon(self._open)
+            raise
 
 
 _of_loops: MutableMapping[asyncio.AbstractEventLoop, Futures] = weakref.WeakKeyDictionary()

@@ -198,6 +198,27 @@ def test_a_knock_that_was_interrupted_is_repeated_by_the_next(
     asyncio.run(main())
 
 
+def test_news_that_were_interrupted_go_on_at_the_loop_s_next_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop = asyncio.new_event_loop()
+    endings = [Ending() for _ in range(3)]
+
+    async def begin() -> list[asyncio.Future[None]]:
+        return [futures_of(loop).of(ending) for ending in endings]
+
+    futures = loop.run_until_complete(begin())
+    end_all(endings)
+    with monkeypatch.context() as patch:
+        patch.setattr(futures_module, "resolve", partial(fail, KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(turn())
+    loop.run_until_complete(turn())
+    loop.run_until_complete(turn())
+    assert [future.done() for future in futures] == [False, True, True]
+    loop.close()
+
+
 @pytest.mark.parametrize("closed_after_the_knock", [False, True])
 def test_news_for_a_closed_loop_keep_nothing(closed_after_the_knock: bool) -> None:
     def live() -> list[weakref.ref[Any]]:
