@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
 
+from psycopg2_pool2 import timing
 from psycopg2_pool2.adaptive import LOOK_INTERVAL, Keeper, WarmTarget
 from psycopg2_pool2.monitor import Timer
 from psycopg2_pool2.stats import Counters
@@ -358,12 +359,12 @@ def simulate(policy: Policy, recording: Recording) -> History:
 @contextmanager
 def _seeded() -> Iterator[None]:
     """Have the pool's own jitter the same in each run."""
-    state = random.getstate()
-    random.seed(1)
+    dice, chance = random.Random(1), timing.chance
+    timing.chance = dice.random
     try:
         yield
     finally:
-        random.setstate(state)
+        timing.chance = chance
 
 
 @cache

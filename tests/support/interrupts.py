@@ -21,10 +21,11 @@ def interrupt(thread: threading.Thread, error: type[BaseException]) -> None:
     It is found by its identifier, which the system gives to the next thread at once. One that is
     interrupted before it has begun leaves whoever starts it waiting for ever. So between the look
     at whose the identifier is and its use there is no call, at which another thread might go on.
+    One that was hit at its very end stays among the active: hence both looks.
     """
     identifier = thread.ident
     target, raised = ctypes.c_ulong(identifier or 0), ctypes.py_object(error)
     raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
     with contextlib.suppress(KeyError):
-        if _active[identifier] is thread:
+        if thread.is_alive() and _active[identifier] is thread:
             raise_in(target, raised)
