@@ -198,7 +198,10 @@ class Desk:
         return ThreadWaiter(patient, borrower())
 
     def _wait(self, deadline: Deadline, make_waiter: MakeWaiter) -> Steps[Connection]:
-        """Queue up until a connection is handed over."""
+        """Queue up until a connection is handed over.
+
+        :meth:`_be_served` is written out: a generator less for each task that waits.
+        """
         waiter = make_waiter(deadline.is_patient)
         try:
             self._request(waiter)
