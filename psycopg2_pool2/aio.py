@@ -231,9 +231,10 @@ class AsyncConnectionPool:
         return await self._work(_transact, fn, args, kwargs)
 
     def _work(self, act: Callable[..., T], *args: Any) -> Coroutine[Any, Any, T]:
-        """Borrow a connection, return what ``act(conn, *args)`` does in a worker, and return it.
+        """Borrow a connection, return what ``act(conn, *args)`` returns in a worker.
 
-        All that in one call of a worker if there is nothing to wait for.
+        The worker gives the connection back.  All that is one call of it, if there
+        is nothing to wait for.
         """
         work = _Work(self, act, args)
         return drive(self._lending(POOL_DEFAULT, True), self._threads, self._put_back, work)
@@ -373,30 +374,24 @@ class _UnopenedPool(ConnectionPool):
 class _Hold:
     """The connection on which a worker is doing something for a task.
 
-    1. The worker makes the lock, *then* it looks, under it, whether the task has
-       given up already: then it does nothing.  Else it notes the connection.
+    1. The worker notes the connection under the lock, unless the task has given
+       up already: then it does nothing.
     2. When it has done what there is to do it forgets the connection under the
        lock, *then* anybody may return it.
-    3. A task that gives up writes that down, *then* it looks for the lock: without
-       one the worker will see it.  It marks the connection, to be closed, under
-       the lock and only while it is noted.  So it never marks one that is another
-       borrower's.
-
-    (Thousands of tasks that wait need no lock yet.)
+    3. A task that gives up marks the connection under the lock, to be closed, and
+       only while it is noted.  So it never marks one that is another borrower's.
     """
 
     __slots__ = ("_conn", "_given_up", "_lock", "_pool")
 
     def __init__(self, pool: AsyncConnectionPool) -> None:
         self._pool = pool
-        self._lock: threading.Lock | None = None
+        self._lock = threading.Lock()
         self._conn: Connection | None = None
         self._given_up = False
 
     def use(self, conn: Connection, act: Callable[..., T], *args: Any) -> T:
         """Return ``act(conn, *args)``; to be called by the worker."""
-        if self._lock is None:
-            self._lock = threading.Lock()
         with self._lock:
             if self._given_up:
                 raise asyncio.CancelledError
@@ -409,12 +404,10 @@ class _Hold:
 
     def give_up(self) -> None:
         """Have the connection closed, and what the worker does with it ended; by the task."""
-        self._given_up = True
-        if self._lock is not None:
-            with self._lock:
-                conn, pool = self._conn, self._pool
-                interruption = None if conn is None else _interruption(pool.pool, conn)
-            pool._interrupt(interruption)
+        with self._lock:
+            self._given_up, conn = True, self._conn
+            interruption = None if conn is None else _interruption(self._pool.pool, conn)
+        self._pool._interrupt(interruption)
 
 
 class _Work(_Hold, Generic[T]):

@@ -14,22 +14,21 @@ from typing import Any, TypeVar, cast
 T = TypeVar("T")
 
 Step = Callable[[], Any]
-Steps = Generator[Step, Any, T]
 
 
 class Pause:
     """The step of waiting to be woken, for at most ``seconds``; tells whether one was.
 
-    Who waits is his own pause, again and again: thousands of tasks may.
+    Who waits is his own pause, again and again: thousands of tasks may.  That of a
+    thread is a step that it can take.
     """
 
     __slots__ = ("seconds",)
 
     seconds: float
 
-    def __call__(self) -> bool:
-        """Wait in this thread."""
-        raise NotImplementedError
+
+Steps = Generator[Step | Pause, Any, T]
 
 
 def run_blocking(steps: Steps[T]) -> T:
@@ -37,6 +36,7 @@ def run_blocking(steps: Steps[T]) -> T:
     try:
         step = next(steps)
         while True:
+            assert callable(step)
             step = take(step, steps)
     except StopIteration as end:
         return cast("T", end.value)
@@ -46,7 +46,7 @@ def run_blocking(steps: Steps[T]) -> T:
         steps.close()
 
 
-def take(step: Step, steps: Steps[Any]) -> Step:
+def take(step: Step, steps: Steps[Any]) -> Step | Pause:
     """Take one step; return the next."""
     try:
         result = step()

@@ -68,6 +68,7 @@ from __future__ import annotations
 import math
 import threading
 import weakref
+from abc import ABC, abstractmethod
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
@@ -149,7 +150,7 @@ class Permit:
     __slots__ = ("__weakref__",)
 
 
-class Waiter(Pause, Generic[T]):
+class Waiter(Pause, ABC, Generic[T]):
     """One blocked borrower.
 
     ``item`` or ``error`` is set before :meth:`wake` is called; with neither he
@@ -165,9 +166,9 @@ class Waiter(Pause, Generic[T]):
         self.item: T | None = None
         self.error: BaseException | None = None
 
+    @abstractmethod
     def wake(self) -> None:
         """End his wait; harmless when repeated, safe from any thread."""
-        raise NotImplementedError
 
 
 class ThreadWaiter(Waiter[T]):
@@ -297,8 +298,7 @@ class Store(Generic[T]):
             while not self._settling:  # else re-entered: the outer call goes on
                 self._settling = True
                 try:
-                    if self.closed or len(self.records) > self.maxconn:
-                        self._shed_locked(surplus)
+                    self._shed_locked(surplus)
                     self._serve_locked(served)
                     self._set_attention_locked()
                 finally:
@@ -311,10 +311,8 @@ class Store(Generic[T]):
 
     # -- waiting -----------------------------------------------------------
 
-    def request(self, waiter: Waiter[T], max_waiting: int | None) -> bool:
+    def request(self, waiter: Waiter[T], max_waiting: int | None) -> None:
         """Enter the queue; what is idle and not promised to others is handed over at once.
-
-        Returns whether there may be room for one more.
 
         Raises :class:`PoolClosed`, :class:`TooManyRequests`, or for a borrower
         who does not want to wait :class:`PoolExhausted`.
@@ -333,7 +331,6 @@ class Store(Generic[T]):
             self.attention = True
         if self.idle:
             self.settle()
-        return len(self.records) < self.maxconn
 
     def leave(self, waiter: Waiter[T]) -> T | None:
         """Leave the queue; return the connection if it was handed over in the meantime."""

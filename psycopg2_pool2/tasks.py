@@ -144,11 +144,12 @@ async def drive(
     """
     loop = asyncio.get_running_loop()
     futures = futures_of(loop)
-    call: Call[Step | _End] | None = None
+    call: Call[Step | Pause | _End] | None = None
     try:
         step = _advance(steps.__next__)
         while not isinstance(step, _End):
-            if isinstance(step, TaskWaiter):
+            if isinstance(step, Pause):
+                assert isinstance(step, TaskWaiter)
                 call = Call(_wake_up, steps, work, loop)
                 ended = futures.of(call)
                 tick = futures.ring_in(step.seconds, ended)
@@ -197,7 +198,7 @@ async def _do(work: Work[T, R], item: T, threads: Offload, unwanted: Callable[[T
 
 def _wake_up(
     steps: Steps[Any], work: Work[Any, Any] | None, loop: asyncio.AbstractEventLoop
-) -> Step | _End:
+) -> Step | Pause | _End:
     """Go on after a pause, in this worker."""
     if loop.is_closed():  # for nobody
         steps.close()
@@ -206,8 +207,8 @@ def _wake_up(
 
 
 def _go_on(
-    steps: Steps[Any], work: Work[Any, Any] | None, advance: Callable[..., Step], *args: Any
-) -> Step | _End:
+    steps: Steps[Any], work: Work[Any, Any] | None, advance: Callable[..., Step | Pause], *args: Any
+) -> Step | Pause | _End:
     """Take steps in this worker, as many as there are until a pause, and do the work after them."""
     step = _advance(advance, *args)
     while not isinstance(step, (_End, Pause)):
@@ -217,7 +218,7 @@ def _go_on(
     return step
 
 
-def _advance(go_on: Callable[..., Step], *args: Any) -> Step | _End:
+def _advance(go_on: Callable[..., Step | Pause], *args: Any) -> Step | Pause | _End:
     try:
         return go_on(*args)
     except StopIteration as end:
@@ -228,7 +229,7 @@ def _give_up(
     steps: Steps[T],
     work: Work[T, Any] | None,
     unwanted: Callable[[T], object],
-    call: Call[Step | _End],
+    call: Call[Step | Pause | _End],
 ) -> None:
     """End the work of a task that was cancelled, when its last call has ended."""
     if work is None and not call.was_cancelled and call.error is None:

@@ -149,6 +149,7 @@ def _come_to_step(number: int, work: Steps[Any]) -> None:
     """Take all steps before this one; StopIteration if there are fewer."""
     step = next(work)
     for _ in range(number):
+        assert callable(step)
         step = take(step, work)
 
 
