@@ -29,7 +29,10 @@ other is not there):
 1. The permit is counted, *then* the sum is looked at; too many, and it is taken
    back.  It stays counted while the connection is opened.
 2. The new record is counted, *then* the permit is not any more.
-3. A connection that is to be closed stays on the books (``condemn`` says only
+3. A waiter for whom one is being opened wants no second one, from the permit on
+   until he is served: what is admitted *arrives* until it is queued, and it is
+   queued and handed over in one section.
+4. A connection that is to be closed stays on the books (``condemn`` says only
    that it no longer counts for ``minconn``) until its socket is closed; *then*
    ``forget`` strikes it out, and whoever did that looks for waiters.  A waiter
    is in the queue *before* he looks for room.  So one of them sees the other.
@@ -206,6 +209,7 @@ class Store(Generic[T]):
 
     __slots__ = (
         "_append",
+        "_arriving",
         "_clock",
         "_leaving",
         "_lend",
@@ -246,6 +250,7 @@ class Store(Generic[T]):
         self.waiters: OrderedDict[Waiter[T], None] = OrderedDict()
         # Under the lock.
         self.records: set[Record] = set()  # all that exist, until their sockets are closed
+        self._arriving: set[Record] = set()  # those of them that have never been queued
         self._leaving: set[Record] = set()  # those of them that will not come back
         self._permits: weakref.WeakSet[Permit] = weakref.WeakSet()
         self._settling = False
@@ -282,19 +287,21 @@ class Store(Generic[T]):
 
     def keep(self, item: T, *, oldest: bool = False) -> Sequence[T]:
         """Queue a connection that the pool itself had in hand; return what to close instead."""
-        if oldest:
-            self.idle.appendleft(item)
-        else:
-            self.low += 1  # a new one: nobody has needed it yet
-            self._append(item)
+        if not oldest:
+            return self.settle(arrived=item)
+        self.idle.appendleft(item)
         return self.settle() if self.attention else ()
 
-    def settle(self) -> list[T]:
+    def settle(self, *, arrived: T | None = None) -> list[T]:
         """Hand idle connections to those who wait; return those that have to be closed."""
         served: list[Waiter[T]] = []
         surplus: list[T] = []
         with self._lock:
             # Invariant: whoever waits, waits because nothing is idle.
+            if arrived is not None:
+                self._arriving.discard(arrived.pool_record)
+                self.low += 1  # a new one: nobody has needed it yet
+                self._append(arrived)
             while not self._settling:  # else re-entered: the outer call goes on
                 self._settling = True
                 try:
@@ -381,7 +388,8 @@ class Store(Generic[T]):
             permit = Permit()
             self._permits.add(permit)
             opening = len(self._permits)
-            wanted = max(len(self.waiters), self.floor - self._live_locked())
+            unserved = len(self.waiters) - len(self._arriving)
+            wanted = max(unserved, self.floor - self._live_locked())
             if (
                 opening > limit
                 or len(self.records) + opening > self.maxconn
@@ -403,6 +411,7 @@ class Store(Generic[T]):
             record = Record(item, self.lost.append, self._clock())
             item.pool_record = record
             self.records.add(record)
+            self._arriving.add(record)
             self._permits.discard(permit)
             self._set_attention_locked()  # maxconn may have been lowered meanwhile
             return record
@@ -589,6 +598,7 @@ class Store(Generic[T]):
 
     def _strike_out_locked(self, record: Record) -> None:
         self.lent.discard(record)
+        self._arriving.discard(record)
         self._leaving.discard(record)
         self.records.discard(record)
 

@@ -103,7 +103,7 @@ class Scene:
         self.network.swallow(self.conn)
 
     def configure(self, conn: Any) -> None:
-        if self.swallow_in_configure:
+        if self.swallow_in_configure and conn is self.conn:
             self.swallow_in_configure = False
             self.network.swallow(conn)
         ask(conn)

@@ -35,6 +35,7 @@ OPERATIONS: dict[str, Operation] = {
     "shrink": lambda world, mine: world.shrink(),
     "enlarge": lambda world, mine: world.enlarge(),
     "close": lambda world, mine: world.shut(),
+    "look again": lambda world, mine: world.look_again(),
     "fail waiters": lambda world, mine: world.fail(),
 }
 # Every operation may return one of three connections that are lent: its own, or
@@ -43,6 +44,7 @@ WORLDS: dict[str, dict[str, int]] = {
     "all lent": {"idle": 0, "lent": 3},
     "one idle": {"idle": 1, "lent": 3},
     "room for one": {"idle": 0, "lent": 3, "room": 1},
+    "room for two": {"idle": 0, "lent": 3, "room": 2},
     "one missing": {"idle": 0, "lent": 3, "room": 1, "minconn": 4},
 }
 

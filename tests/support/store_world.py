@@ -57,6 +57,8 @@ class World:
         self.limit = self.store.maxconn
         self.loans = 0  # how often one was borrowed
         self.refused = 0
+        self.asked = 0  # how often one was wanted that may not have been there
+        self.opened = 0  # how many on behalf of those
         self.problems: list[str] = []
         self.intrude: Call = lambda: None
         self._entered: list[Waiter[Item]] = []
@@ -65,7 +67,7 @@ class World:
         for _ in range(idle + lent):
             item = self.new_item()
             self.store.admit(Permit(), item)
-            self.store.idle.append(item)
+            self.store.keep(item)
         del item
         for _ in range(lent):
             self.hold(self.store.borrow())
@@ -151,6 +153,7 @@ class World:
             self.store.forget_item(item)
             self.store.drop_permit(permit)
             raise
+        self.opened += not spare
         self.close_all(self.store.keep(item))
         return True
 
@@ -180,6 +183,7 @@ class World:
         self.hold(self._lend(0.01))
 
     def _lend(self, timeout: float | None) -> Item | None:
+        self.asked += 1
         try:
             return cast("Item | None", self.desk.lend(None, timeout))
         except PoolTimeout:
@@ -332,7 +336,7 @@ class World:
     def _unsettled(self) -> str | None:
         store = self.store
         # What was closed first and collected then is in `lost` too.
-        if store._leaving or store.opening or store.records.intersection(store.lost):
+        if store._leaving or store._arriving or store.opening or store.records.intersection(store.lost):
             return "something is still on its way"
         if store.closed and store.idle:
             return "one is idle although the store is closed"
@@ -345,7 +349,10 @@ class World:
         return None
 
     def _miscounted(self) -> str | None:
-        counted = self.store.requests()
+        store = self.store
+        counted = store.requests()
+        if self.opened > self.asked and not store.minconn and store.maxconn == self.limit:
+            return f"{self.opened} were opened for the sake of {self.asked}"
         if counted != self.loans:
             return f"{counted} borrows are counted, there were {self.loans}"
         return None

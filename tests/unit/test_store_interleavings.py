@@ -72,6 +72,11 @@ def test_waiters_are_served_in_the_order_of_their_entry(by_line: Explorer) -> No
     by_line.exhaust(("wait", "wait", "return!"), "all lent", bound=1)
 
 
+def test_a_waiter_has_no_second_one_opened_for_him(by_line: Explorer) -> None:
+    for other in ("look again", "wait", "return broken"):
+        by_line.exhaust(("wait", other), "room for two", bound=1)
+
+
 def test_no_borrower_overtakes_a_waiter(by_line: Explorer) -> None:
     by_line.exhaust(("wait", "return", "borrow"), "all lent", bound=1)
     by_line.exhaust(("wait", "check", "borrow"), "one idle", bound=1)
