@@ -336,7 +336,8 @@ class World:
     def _unsettled(self) -> str | None:
         store = self.store
         # What was closed first and collected then is in `lost` too.
-        if store._leaving or store._arriving or store.opening or store.records.intersection(store.lost):
+        lost = store.records.intersection(store.lost)
+        if store._leaving or store._arriving or store.opening or lost:
             return "something is still on its way"
         if store.closed and store.idle:
             return "one is idle although the store is closed"
