@@ -88,22 +88,28 @@ class Workers:
 
     def _add_thread(self, most: float) -> bool:
         """Start a thread if one is needed; False if that was not possible."""
-        with self._lock:
-            if self._jobs.qsize() <= len(self._free) or len(self._threads) >= most:
-                return True
-            thread = threading.Thread(target=self._run, name="psycopg2_pool2-worker", daemon=True)
-            self._threads.add(thread)
+        thread = None
         try:
+            with self._lock:
+                if self._jobs.qsize() <= len(self._free) or len(self._threads) >= most:
+                    return True
+                thread = self._new_thread()
+                self._threads.add(thread)
             thread.start()
         except BaseException as error:
-            with self._lock:
-                self._threads.discard(thread)
+            # One that is counted and never began would be taken for busy for ever.
+            if thread is not None and not thread.is_alive():
+                with self._lock:
+                    self._threads.discard(thread)
             if not isinstance(error, RuntimeError):
                 raise
             # No more threads or memory now: the job is queued, see relieve.
             logger.warning("cannot start a thread: %s", error)
             return False
         return True
+
+    def _new_thread(self) -> threading.Thread:
+        return threading.Thread(target=self._run, name="psycopg2_pool2-worker", daemon=True)
 
     def _run(self) -> None:
         try:

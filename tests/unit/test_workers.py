@@ -12,6 +12,7 @@ import pytest
 
 from psycopg2_pool2 import workers as workers_module
 from psycopg2_pool2.workers import Workers
+from tests.support.interleave import HAS_BYTECODES, Interleaver, Plan, code_of
 from tests.support.waiting import wait_until
 
 
@@ -164,6 +165,28 @@ def test_a_thread_that_is_interrupted_while_it_rests_hinders_no_later_job(
         threading.setprofile(None)
     workers.submit(lambda: done.append(2))
     wait_until(lambda: 2 in done)
+
+
+@pytest.mark.skipif(not HAS_BYTECODES, reason="this Python cannot trace bytecodes")
+def test_an_interruption_of_who_submits_a_job_leaves_no_thread_that_does_not_exist(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(workers_module, "LINGER", 0.001)
+
+    def ends_as_it_began(moment: int) -> bool:
+        workers = Workers()
+        run = runner.run([lambda: workers.submit(int)], Plan(fault=(0, moment)))
+        done: list[int] = []
+        workers.submit(lambda: done.append(1))
+        wait_until(lambda: done and not workers._threads and not workers.busy, timeout=5)
+        return run.faulted
+
+    with Interleaver(code_of(Workers.submit, Workers._add_thread), threads=1) as runner:
+        runner.by_bytecode = True
+        moment = 1
+        while ends_as_it_began(moment):
+            moment += 1
+    assert moment > 10, "the program has had moments"
 
 
 def test_idle_threads_end_after_a_while(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
