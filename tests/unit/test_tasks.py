@@ -696,6 +696,17 @@ def _has_something_to_do(world: World) -> bool:
     return bool(world.shelf.calls) or world.over
 
 
+def test_a_pause_that_is_over_gives_the_workers_nothing_to_do(shelf: Shelf) -> None:
+    loop = SimpleNamespace(is_closed=lambda: False)
+    borrower: Any = SimpleNamespace(loop=loop, task=None, threads=shelf, needs_worker=True)
+    waiter = TaskWaiter(borrower, patient=True)
+    waiter.pause(Call(int))
+    waiter.end_pause()
+    waiter.item = object()
+    waiter.wake()
+    assert not shelf.calls
+
+
 @pytest.mark.parametrize(("by_bytecode", "switches"), [(False, 2), (True, 1)])
 @pytest.mark.parametrize("pauses_in_vain", [0, 1])
 @pytest.mark.parametrize("nudged", [False, True])
