@@ -98,7 +98,7 @@ class Workers:
             thread.start()
         except BaseException as error:
             # One that is counted and never began would be taken for busy for ever.
-            if thread is not None and not thread.is_alive():
+            if thread is not None:
                 with self._lock:
                     self._threads.discard(thread)
             if not isinstance(error, RuntimeError):
