@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import sys
 import threading
 import time
 import weakref
@@ -158,7 +157,7 @@ class LocalGuard:
         self._undo: Callable[[], object]
         if keeps_limits():
             self._undo = Limit(self.deadline, conn).end
-        elif len(sys._current_frames()) == 1:
+        elif _is_alone():
             ext.set_wait_callback(WaitCallback(None))
             self._undo = functools.partial(_wait_in_libpq, Limit(self.deadline, conn))
         else:
@@ -168,6 +167,16 @@ class LocalGuard:
         """See :meth:`Guard.lift`."""
         self._undo()
         return bool(self._conn.closed) and time.monotonic() >= self.deadline
+
+
+def _is_alone() -> bool:
+    """Tell whether there is no other thread, but for such as Python does not know of.
+
+    ``sys._current_frames()`` knows of all, but up to Python 3.11 it can bring the
+    whole process to a halt (CPython's issue 106883).
+    """
+    threading.current_thread()  # has Python know of this one, whoever started it
+    return threading.active_count() == 1
 
 
 def _wait_in_libpq(limit: Limit) -> None:

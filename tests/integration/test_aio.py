@@ -329,11 +329,12 @@ class TestWaiting:
         tasks = [asyncio.ensure_future(pool.run(ask, "SELECT 1")) for _ in range(10)]
         await waiting(pool, 10)
         gc.collect()
-        before = len(gc.get_objects())
+        gc.freeze()  # so that those of earlier tests, which may go meanwhile, do not count
         tasks += [asyncio.ensure_future(pool.run(ask, "SELECT 1")) for _ in range(20)]
         await waiting(pool, 30)
         gc.collect()
-        objects = (len(gc.get_objects()) - before) / 20
+        objects = len(gc.get_objects()) / 20
+        gc.unfreeze()
         await pool.putconn(conn)
         await asyncio.gather(*tasks)
         assert 10 < objects <= MOST_OBJECTS

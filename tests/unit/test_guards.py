@@ -17,6 +17,7 @@ from psycopg2_pool2 import guards as guards_module
 from psycopg2_pool2 import sockets
 from psycopg2_pool2.guards import Guards, SocketGuard
 from psycopg2_pool2.monitor import Monitor
+from tests.support.processes import run_program
 from tests.support.waiting import in_thread, wait_until
 
 
@@ -196,3 +197,52 @@ def test_many_at_once_each_end_by_themselves(guards: Guards) -> None:
     runs = [in_thread(one, number) for number in range(20)]
     assert all(run.result() for run in runs)
     assert not guards
+
+
+class TestWithoutMonitor:
+    """Guards that the guarded thread keeps itself."""
+
+    def test_are_safe_when_garbage_is_collected_in_them(self) -> None:
+        """Up to Python 3.11 a thread's own data, collected in `sys._current_frames`, hangs it."""
+        program = """
+import gc, threading
+from types import SimpleNamespace
+from psycopg2_pool2.guards import LocalGuard
+
+def leave_garbage():
+    cycle = [threading.local()]
+    cycle.append(cycle)
+
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+conn = SimpleNamespace(closed=1)
+for allocations in range(1, 60):
+    gc.set_threshold(0)
+    gc.collect()
+    leave_garbage()
+    gc.set_threshold(allocations)
+    LocalGuard(conn, 5).lift()
+print("done")
+"""
+        ended = run_program(program, timeout=20)
+        assert (ended.status, ended.output) == (0, "done\n"), ended.errors
+
+    def test_know_whether_other_threads_are_there(self) -> None:
+        program = """
+import _thread, threading
+from psycopg2_pool2.guards import _is_alone
+
+print(_is_alone())
+come, go = threading.Event(), threading.Event()
+told = []
+
+def look():
+    told.append(_is_alone())
+    come.set()
+    go.wait()
+
+_thread.start_new_thread(look, ())
+come.wait()
+print(told[0], _is_alone())
+"""
+        ended = run_program(program)
+        assert (ended.status, ended.output) == (0, "True\nFalse False\n"), ended.errors
