@@ -32,7 +32,7 @@ from tests.support.pools import (
 )
 from tests.support.processes import in_child, run_program
 from tests.support.servers import StatementLog
-from tests.support.waiting import Running, count_threads, in_thread, wait_until
+from tests.support.waiting import Running, count_threads, frame_of, in_thread, wait_until
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
@@ -116,7 +116,7 @@ def wait_until_at(thread: threading.Thread, line: str) -> None:
     """Wait until a thread stands at a line of the manager."""
 
     def stands_there() -> bool:
-        frame = sys._current_frames().get(thread.ident or 0)
+        frame = frame_of(thread)
         return (
             frame is not None
             and frame.f_code.co_filename == manager.__file__

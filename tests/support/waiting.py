@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable
+from types import FrameType
 from typing import Generic, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -77,9 +79,21 @@ class Running(Generic[T]):
         return self._error
 
 
+def frame_of(thread: threading.Thread) -> FrameType | None:
+    """Return the frame in which a thread is, None if it has ended."""
+    # Garbage collected in it can hang the process up to Python 3.11 (CPython's issue 106883).
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return sys._current_frames().get(thread.ident or 0)
+    finally:
+        if collects:
+            gc.enable()
+
+
 def place_of(thread: threading.Thread) -> str:
     """Tell at what a thread is."""
-    frame = sys._current_frames().get(thread.ident or 0)
+    frame = frame_of(thread)
     return "".join(traceback.format_stack(frame)) if frame else "(ended just now)"
 
 
