@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc  # noqa: F401  # else pytest imports it within a collection of garbage
 from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import count
