@@ -247,6 +247,8 @@ class Desk:
         conn = self._store.leave(waiter)
         if conn is not None:
             self.put_back(conn)
+        elif not self._has_workers:
+            self._supply.grow()  # the next one may use the room that he was about to
 
     def _request(self, waiter: Waiter[Connection]) -> None:
         """Enter the queue, and have one opened if there is room; refuse whom nothing can help."""
@@ -308,9 +310,13 @@ class Desk:
         permit = self._store.take_permit(limit)
         if permit is None:
             return waiter.seconds
-        yield functools.partial(
-            self._open_and_keep, permit, deadline.remaining() if waiter.patient else None
-        )
+        try:
+            yield functools.partial(
+                self._open_and_keep, permit, deadline.remaining() if waiter.patient else None
+            )
+        finally:
+            # Unused if the borrower's task was cancelled; whoever keeps the error keeps the step.
+            self._store.drop_permit(permit)
         return 0.0
 
     def _open_and_keep(self, permit: Permit, seconds: float | None) -> None:

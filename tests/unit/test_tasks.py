@@ -326,6 +326,26 @@ class TestCancellation:
 
         run(main)
 
+    def test_before_one_was_opened_leaves_the_room_to_the_next_though_the_error_is_kept(
+        self, driver: FakeDriver, shelf: Shelf
+    ) -> None:
+        async def main() -> None:
+            pool = fake_pool(FakeClock(), 0, 1)
+            first, second = Borrower(pool, shelf), Borrower(pool, shelf)
+            await turn()
+            assert len(shelf.calls) == 1
+            first.task.cancel()
+            errors = await asyncio.gather(first.task, return_exceptions=True)
+            assert isinstance(errors[0], asyncio.CancelledError)
+            for _ in range(3):
+                shelf.make_all()
+                await turn()
+            assert second.task.done()
+            pool.putconn(second.task.result())
+            pool.shutdown()
+
+        run(main)
+
     def test_while_a_worker_runs_leaves_it_what_it_has_in_hand(
         self, driver: FakeDriver, shelf: Shelf
     ) -> None:
