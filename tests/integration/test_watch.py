@@ -63,9 +63,7 @@ class TestManyDead:
     ) -> None:
         caplog.set_level(logging.WARNING, logger="psycopg2_pool2")
         pool = make_pool(minconn=MANY, maxconn=MANY, test_on_borrow=False)
-        # They have served: of those that never did the pool would think that the server ends them
-        # at once, and wait until a borrower has proved the contrary.
-        fill(pool, MANY)
+        pool.wait()
         old = set(end_sessions(server, app))
         assert len(old) == MANY
         wait_until_replaced(server, app, pool, old)
