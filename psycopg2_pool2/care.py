@@ -8,7 +8,7 @@ from collections.abc import Callable
 import psycopg2
 
 from .connector import ACTIVE, IDLE, UNKNOWN, Connection, Connector
-from .failures import SilenceError, WrongRoleError, silence
+from .failures import SilenceError, WrongRoleError, mark_callback, silence
 from .guards import Guard, LocalGuard
 from .monitor import Monitor
 from .stats import Counters
@@ -56,6 +56,8 @@ class Care:
             return None
         error = self._bounded(self._connector.test, conn, seconds or self._test_timeout)
         if error is not None:
+            if callable(self._connector.test_on_borrow):
+                self._blame_callback(conn, error)
             self._counters.add("tests_failed")
             told = self._connector.tell(error)
             logger.debug("pool %r: a connection failed its test: %s", self.name, told)
@@ -64,14 +66,22 @@ class Care:
         if record.attention:  # a message has come, which is not for the next borrower
             self._connector.forget_messages(conn)
         if conn.get_transaction_status() != IDLE:
-            return psycopg2.ProgrammingError("the test left a transaction behind")
+            error = psycopg2.ProgrammingError("the test left a transaction behind")
+            mark_callback(error)
+            return error
         return None
+
+    def _blame_callback(self, conn: Connection, error: BaseException) -> None:
+        """Note that the program's callback raised, unless the server was lost in it."""
+        if not conn.closed and not isinstance(error, (SilenceError, WrongRoleError)):
+            mark_callback(error)
 
     def prepare(self, conn: Connection) -> None:
         """Make a new connection ready for use; raises what ``configure`` raises."""
         error = self._bounded(self._connector.prepare, conn, self._test_timeout)
         try:
             if error is not None:
+                self._blame_callback(conn, error)
                 raise error
         finally:
             del error  # its traceback refers to this frame

@@ -21,7 +21,8 @@ from psycopg2 import extensions as ext
 
 from .arguments import ConnectArguments
 from .connection import Messages, pooled_factory, really_close
-from .failures import WrongRoleError
+from .failure_kinds import FailureKind
+from .failures import WrongRoleError, mark
 from .forks import gate
 from .sockets import shut_down
 from .targets import effective
@@ -39,7 +40,7 @@ ACTIVE = ext.TRANSACTION_STATUS_ACTIVE
 UNKNOWN = ext.TRANSACTION_STATUS_UNKNOWN
 INERROR = ext.TRANSACTION_STATUS_INERROR
 
-DEFAULTS: Mapping[str, object] = {
+DEFAULTS: Mapping[str, int] = {
     # Seconds for each address; libpq waits for ever.
     "connect_timeout": 5,
     # Notice within a minute that the peer of an idle connection has gone; Linux
@@ -100,9 +101,18 @@ class Connector:
         self._factory = pooled_factory(self._arguments.connection_factory, home is not None)
         self.parameters = self._arguments.parameters
         self.tell = self._arguments.tell
+        self.user_timeout = self._user_timeout()
         self._session_attrs = self._arguments.effective("target_session_attrs") or "any"
 
     # -- opening -----------------------------------------------------------
+
+    def _user_timeout(self) -> int:
+        """Return ``tcp_user_timeout`` in milliseconds, 0 if the kernel's own limit is wanted."""
+        given = self._arguments.effective("tcp_user_timeout")
+        try:
+            return int(given) if given else int(DEFAULTS["tcp_user_timeout"])
+        except ValueError:
+            return 0  # which libpq tells better
 
     def open(self, where: Mapping[str, Any] = _NOWHERE, seconds: float | None = None) -> Connection:
         """Return a new connection, which is to be prepared.
@@ -128,6 +138,11 @@ class Connector:
             conn = psycopg2.connect(connection_factory=self._factory, **kwargs)
         except psycopg2.Error as error:
             conn, failure = None, self._arguments.censored(error)
+        except UnicodeDecodeError as error:
+            conn, failure = None, self._arguments.censored(_readable_error(error))
+        except TypeError as error:
+            mark(error, FailureKind.MISTAKE)  # of the connection_factory, or of the arguments
+            raise
         finally:
             limit.end()
             gate.leave(connecting)
@@ -349,6 +364,14 @@ def _end_transaction(conn: Connection, how: Literal["commit", "rollback"]) -> No
         # Begun by an explicit BEGIN under autocommit, where psycopg2's commit
         # and rollback do nothing.
         _execute(conn, how.upper())
+
+
+def _readable_error(error: UnicodeDecodeError) -> psycopg2.OperationalError:
+    """Return the error that psycopg2 could not tell, since its text is not UTF-8.
+
+    Before the login a server speaks in an encoding of its own.
+    """
+    return psycopg2.OperationalError(bytes(error.object).decode(error.encoding, "replace"))
 
 
 def _readable(fd: int) -> bool:

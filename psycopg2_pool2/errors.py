@@ -25,6 +25,10 @@ class PoolTimeout(PoolError):
     """
 
 
+class _ServerTimeout(PoolTimeout, psycopg2.OperationalError):
+    """A :class:`PoolTimeout` whose cause is the server's: it could not be connected to."""
+
+
 class TooManyRequests(PoolError):
     """More borrowers wait already than ``max_waiting`` allows."""
 

@@ -13,7 +13,7 @@ from typing import Any
 from . import checks
 from .configuration import Config, Configuration, read_configuration
 from .errors import PoolError
-from .failures import reissue
+from .failures import copy_error
 from .pool import ConnectionPool
 
 logger = logging.getLogger("psycopg2_pool2")
@@ -188,7 +188,7 @@ class PoolManager:
             if pool is not None:
                 return pool
             if making.error is not None:
-                raise reissue(making.error)
+                raise copy_error(making.error)
             making.owner = threading.get_ident()
             error = None
             try:
@@ -196,7 +196,7 @@ class PoolManager:
                 entry = _Entry(configuration, begun, ConnectionPool(**configuration.arguments))
                 return self._put(entry, after)
             except Exception as failure:
-                error = reissue(failure)  # without a traceback, which would lead back here
+                error = copy_error(failure)  # without a traceback, which would lead back here
                 raise
             finally:
                 making.owner = None

@@ -228,7 +228,7 @@ class ConnectionPool:
         upkeep = Upkeep(
             self.name, options, store, care, supply, balance, monitor, counters, clock, jumps
         )
-        supply.introduce_to(upkeep.welcome, upkeep.balance_soon)
+        supply.report_to(upkeep)
         report = Report(self.name, store, supply, counters, options.debug, clock)
         self._desk = Desk(self.name, options, store, care, supply, upkeep, report, counters, clock)
         self._monitor, self._counters, self._store = monitor, counters, store
@@ -485,7 +485,7 @@ class ConnectionPool:
         """Block until ``minconn`` are open, or raise :class:`PoolTimeout` after so many seconds."""
         self._notice_fork()
         deadline = Deadline(checks.seconds("timeout", timeout), self._clock, self._clock())
-        while not self._is_warm():
+        while self._store.closed or not self._is_warm():
             if self._store.closed:
                 raise PoolClosed(f"connection pool is closed: {self.name!r}")
             if deadline.remaining() == 0:
@@ -511,10 +511,17 @@ class ConnectionPool:
     clear = discard_all_idle
 
     def drain(self) -> None:
-        """Replace every connection: the idle ones now, those in use when they come back."""
+        """Replace every connection: the idle ones now, those in use when they come back.
+
+        To be called when something has changed: host names are looked up anew,
+        and only what that answer names counts; logins that were refused are
+        tried again at once.
+        """
         self._notice_fork()
         self._supply.drain()
         self.discard_all_idle()
+        self._upkeep.balance()
+        self._supply.grow()
 
     def shutdown(self, timeout: float | None = None) -> None:
         """Close the pool; harmless when repeated.

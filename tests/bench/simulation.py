@@ -22,7 +22,7 @@ from unittest import mock
 
 import psycopg2
 
-from psycopg2_pool2 import CircuitBreaker, balance, timing
+from psycopg2_pool2 import CircuitBreaker, balance, dialer, timing
 from psycopg2_pool2.addresses import Answer, Place
 from psycopg2_pool2.balance import Balance
 from psycopg2_pool2.endpoints import Endpoints
@@ -228,6 +228,8 @@ class SimulatedDriver:
     """Opens and closes sessions, and looks whether they are alive: Connector and Care in one."""
 
     tell = staticmethod(str)
+    parameters: dict[str, str] = {}  # noqa: RUF012
+    user_timeout = 0  # so that no socket is looked for
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
@@ -291,7 +293,7 @@ class OurPool:
         self._upkeep = Upkeep(
             name, options, self.store, driver, self._supply, mover, monitor, counters, clock, jumps
         )
-        self._supply.introduce_to(self._upkeep.welcome, self._upkeep.balance_soon)
+        self._supply.report_to(self._upkeep)
 
     def start(self) -> None:
         """Begin what a pool does in the background."""
@@ -484,10 +486,11 @@ def _simulated(cluster: Cluster, seed: int) -> Iterator[None]:
     looks = mock.patch.object(
         balance, "answers", lambda host, address, port, seconds: cluster.serves(address)
     )
+    passes = mock.patch.object(dialer, "answers", lambda *place: True)  # connecting tells
     # The pool draws its random numbers past the generator that can be seeded.
     draws = mock.patch.object(timing, "os", SimpleNamespace(urandom=random.randbytes))
     try:
-        with looks, draws:
+        with looks, passes, draws:
             yield
     finally:
         logger.setLevel(level)

@@ -12,7 +12,7 @@ from psycopg2 import extensions as ext
 
 from psycopg2_pool2 import ConnectionPool, connector, waits
 from psycopg2_pool2.connection import Tracked
-from psycopg2_pool2.failures import reissue
+from psycopg2_pool2.failures import copy_error
 from psycopg2_pool2.options import PoolOptions
 
 
@@ -128,7 +128,7 @@ class FakeDriver:
     def connect(self, **kwargs: object) -> FakeConnection:
         self.connects += 1
         if self.error is not None:
-            raise reissue(self.error)  # a new one each time, as psycopg2's are
+            raise copy_error(self.error)  # a new one each time, as psycopg2's are
         conn = FakeConnection(self, self.connects)
         self.sockets.add(conn.fd)
         self.most = max(self.most, len(self.sockets))
