@@ -480,18 +480,28 @@ def _tell(story: Story, world: World) -> None:
 def _simulated(cluster: Cluster, seed: int) -> Iterator[None]:
     """Choose as the seed says, ask no real server, and log nothing."""
     logger = logging.getLogger("psycopg2_pool2")
-    state, level = random.getstate(), logger.level
-    random.seed(seed)
+    level = logger.level
     logger.setLevel(logging.CRITICAL)
     looks = mock.patch.object(
         balance, "answers", lambda host, address, port, seconds: cluster.serves(address)
     )
     passes = mock.patch.object(dialer, "answers", lambda *place: True)  # connecting tells
-    # The pool draws its random numbers past the generator that can be seeded.
-    draws = mock.patch.object(timing, "os", SimpleNamespace(urandom=random.randbytes))
     try:
-        with looks, passes, draws:
+        with looks, passes, seeded(seed):
             yield
     finally:
         logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw all random numbers as the seed says, the pool's own too."""
+    state = random.getstate()
+    random.seed(seed)
+    # The pool draws its numbers past the generator that can be seeded.
+    draws = mock.patch.object(timing, "os", SimpleNamespace(urandom=random.randbytes))
+    try:
+        with draws:
+            yield
+    finally:
         random.setstate(state)
