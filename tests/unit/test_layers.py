@@ -18,6 +18,7 @@ FOLDER = Path(psycopg2_pool2.__file__).parent
 LAYERS = [
     {
         "addresses",
+        "failure_kinds",
         "futures",
         "bell",
         "checks",
@@ -31,7 +32,7 @@ LAYERS = [
         "watch",
         "workers",
     },
-    {"connection", "failures", "forks"},
+    {"connection", "failures", "forks", "handshake"},
     {"arguments", "waits"},
     {"breaker", "connector", "keyed", "resolver", "stats", "store"},
     {"endpoints", "guards", "outage"},
