@@ -47,13 +47,17 @@ _PARAMETERS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Login:
-    """A startup packet; `number` counts them from 1, `parameters` are all that it holds."""
+    """A startup packet; `number` counts them from 1, `parameters` are all that it holds.
+
+    `alpn` is the protocol that TLS was told, None without.
+    """
 
     number: int
     user: str
     database: str
     parameters: Mapping[str, str]
     in_tls: bool
+    alpn: str | None
 
 
 @dataclass(frozen=True)
@@ -273,12 +277,14 @@ class _Session:
         parameters = dict(zip(words[::2], words[1::2], strict=False))
         parameters.pop("", None)
         user = parameters.get("user", "")
+        encrypted = self._client if isinstance(self._client, ssl.SSLSocket) else None
         login = Login(
             self._server.count("logins"),
             user,
             parameters.get("database", user),
             parameters,
-            isinstance(self._client, ssl.SSLSocket),
+            encrypted is not None,
+            encrypted and encrypted.selected_alpn_protocol(),
         )
         self._give(self._server.decide(login))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gettext
 from pathlib import Path
+from typing import Any
 
 import psycopg2
 import pytest
@@ -377,7 +378,7 @@ class TestNeverConnected:
         "options",
         [{"sslmode": "x"}, {"target_session_attrs": "x"}, {"port": 99999}, {"service": "x"}],
     )
-    def test_agrees_with_libpq(self, options: dict[str, object]) -> None:
+    def test_agrees_with_libpq(self, options: dict[str, Any]) -> None:
         with pytest.raises(psycopg2.OperationalError) as caught:
             psycopg2.connect(**{"host": "127.0.0.1", "port": 1, **options})
         assert never_connected(caught.value, "127.0.0.1", "127.0.0.1", 1, libpq_version=14_00_00)
