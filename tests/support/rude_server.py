@@ -284,7 +284,7 @@ class _Session:
             parameters.get("database", user),
             parameters,
             encrypted is not None,
-            encrypted and encrypted.selected_alpn_protocol(),
+            encrypted.selected_alpn_protocol() if encrypted else None,
         )
         self._give(self._server.decide(login))
 
