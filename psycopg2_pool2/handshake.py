@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from .failure_kinds import FailureKind, of_sqlstate, recognise
 from .targets import effective, is_socket, numeric
 
 if TYPE_CHECKING:
@@ -53,6 +54,16 @@ class Answer(NamedTuple):
     takes_logins: bool
     sqlstate: str | None = None
     text: str | None = None
+
+    @property
+    def kind(self) -> FailureKind | None:
+        """What a refusal means, None if the server takes logins.
+
+        Known words go before the SQLSTATE, which many poolers do not choose.
+        """
+        if self.takes_logins:
+            return None
+        return recognise(f"FATAL:  {self.text}") or of_sqlstate(self.sqlstate or "")
 
 
 def ask(

@@ -14,6 +14,7 @@ import psycopg2
 import pytest
 
 from psycopg2_pool2.contrib.embedded import Server, free_port
+from psycopg2_pool2.failure_kinds import FailureKind
 from psycopg2_pool2.handshake import Answer, ask
 from tests.support.pgbouncer import MakePgBouncer
 from tests.support.rude_server import (
@@ -101,6 +102,23 @@ class TestAnswers:
     def test_may_be_in_any_encoding(self) -> None:
         answer = answered(Refuse("57P03", "für", encoding="latin-1"))
         assert answer == Answer(False, "57P03", "f\N{REPLACEMENT CHARACTER}r")
+
+    @pytest.mark.parametrize(
+        ("reply", "kind"),
+        [
+            (STARTING, FailureKind.NOT_NOW),
+            (Refuse("53300", "zu viele Verbindungen"), FailureKind.FULL),
+            (Refuse("28P01", "falsches Passwort"), FailureKind.LOGIN),
+            (Refuse("08P01", "no more connections allowed (max_client_conn)"), FailureKind.FULL),
+            (Refuse("XX000", "Tenant or user not found"), FailureKind.LOGIN),
+            (Refuse("XX000", "something new"), FailureKind.LOGIN),
+            (Send(b"Ecould not fork new process\n\0", Close()), FailureKind.NOT_NOW),
+            (Send(message(b"E", b"\0"), Close()), FailureKind.LOGIN),
+            (AskPassword(Hang()), None),
+        ],
+    )
+    def test_are_of_a_kind(self, reply: Reply, kind: FailureKind | None) -> None:
+        assert answered(reply).kind is kind
 
     def test_may_have_no_fields_at_all(self) -> None:
         """As PostgreSQL's when it cannot fork."""
