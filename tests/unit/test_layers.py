@@ -18,6 +18,7 @@ FOLDER = Path(psycopg2_pool2.__file__).parent
 LAYERS = [
     {
         "addresses",
+        "failure_kinds",
         "futures",
         "bell",
         "checks",
