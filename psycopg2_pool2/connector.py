@@ -20,6 +20,7 @@ import psycopg2
 from psycopg2 import extensions as ext
 
 from .arguments import ConnectArguments
+from .cancelling import cancel_request
 from .connection import Messages, pooled_factory, really_close
 from .failures import WrongRoleError
 from .forks import gate
@@ -133,6 +134,7 @@ class Connector:
             gate.leave(connecting)
         if conn is None:
             raise failure  # outside of its handler: the error itself would be its context
+        conn.pool_cancel_request = cancel_request(conn)
         return conn
 
     def prepare(self, conn: Connection) -> None:
