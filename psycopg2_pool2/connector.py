@@ -26,7 +26,7 @@ from .failures import WrongRoleError
 from .forks import gate
 from .sockets import shut_down
 from .targets import effective
-from .waits import Limit, ask_to_stop, keeps_limits
+from .waits import Limit, ask_to_stop, keeps_limits, may_close
 
 if TYPE_CHECKING:
     import socket
@@ -262,7 +262,8 @@ class Connector:
         ask_to_stop(conn, seconds)
         with contextlib.suppress(Exception):
             shut_down(conn.fileno())  # releases a thread that still waits for an answer
-        self.close(conn)
+        if may_close(conn, seconds):
+            self.close(conn)
 
     def interrupt(self, conn: Connection, twin: socket.socket, seconds: float) -> None:
         """End within ``seconds`` what another thread does with a connection, and leave it to that.

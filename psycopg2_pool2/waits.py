@@ -26,6 +26,8 @@ from .sockets import wait_ready
 _STOP_TIMEOUT = 1.0
 """Seconds that an exception is held up until a server has been asked to stop."""
 
+_LOOK_AGAIN = 0.005
+
 _limits: dict[int, weakref.ref[Limit]] = {}
 """Those in force, by thread: by greenlet, that is, where threads are greenlets."""
 
@@ -130,8 +132,32 @@ def ask_to_stop(conn: Any, seconds: float) -> None:
         request = conn.pool_cancel_request
         if request is None or conn.is_inherited():
             return
-        if conn.get_transaction_status() == ext.TRANSACTION_STATUS_ACTIVE:
+        if _is_active(conn):
             request.send(seconds)
+
+
+def may_close(conn: Any, seconds: float) -> bool:
+    """Wait at most ``seconds`` until no greenlet executes on a connection; return whether so.
+
+    A greenlet that waits for an answer holds psycopg2's lock of the connection.
+    ``close()`` in another greenlet would wait for that lock in the one thread
+    that both have, and so for ever.
+    """
+    if not keeps_limits():
+        return True
+    deadline = time.monotonic() + seconds
+    while _is_active(conn):
+        if time.monotonic() >= deadline:
+            return False
+        wait_ready((), (), _LOOK_AGAIN)
+    return True
+
+
+def _is_active(conn: Any) -> bool:
+    try:
+        return bool(conn.get_transaction_status() == ext.TRANSACTION_STATUS_ACTIVE)
+    except psycopg2.Error:
+        return False  # it is closed
 
 
 def _place(conn: Any) -> str:
