@@ -48,7 +48,7 @@ def twin_socket(fd: int) -> socket.socket:
 
 def answers(host: str | None, address: str | None, port: int, seconds: float) -> bool:
     """Tell whether a server answers a new connection there: at an address or a Unix socket."""
-    import socket  # dear, and rarely needed
+    import socket  # expensive, and rarely needed
 
     try:
         if address is None and host is None:
@@ -69,7 +69,7 @@ def place_of(fd: int, host: str, port: int) -> tuple[int, Any]:
     ``host`` and ``port`` are libpq's: a server may know its Unix socket by
     another path.
     """
-    import socket
+    import socket  # expensive, and rarely needed
 
     with twin_socket(fd) as twin:
         if twin.family == socket.AF_UNIX:
@@ -82,7 +82,7 @@ def ask_at(family: int, peer: Any, message: bytes, seconds: float) -> bytes:
 
     Blocks for at most ``seconds``; raises OSError.
     """
-    import socket  # dear, and rarely needed
+    import socket  # expensive, and rarely needed
 
     with socket.socket(family, socket.SOCK_STREAM) as other:
         other.settimeout(seconds / 2)  # to connect, and to hear

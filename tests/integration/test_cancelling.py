@@ -149,6 +149,16 @@ class TestStatements:
         server.execute("SELECT pg_terminate_backend(%s)", [pid])
 
 
+def test_a_key_that_belongs_to_another_session_is_not_used(make_pool: MakePool) -> None:
+    keys = libpq.key_functions()
+    if keys is None:
+        pytest.skip("this libpq does not tell the key")
+    with make_pool().conn() as conn:
+        pid = pid_of(conn)
+        assert keys.key(conn.pgconn_ptr, pid) is not None
+        assert keys.key(conn.pgconn_ptr, pid + 1) is None
+
+
 def test_a_request_is_encrypted_if_the_connection_is(tls_server: TlsServer, app: str) -> None:
     if libpq.cancel_functions() is None:
         pytest.skip("a libpq before version 17 sends them in the clear")
@@ -176,7 +186,7 @@ def network(server: Server) -> Iterator[Withholding]:
 @pytest.fixture
 def held(server: Server, network: Withholding, app: str) -> Iterator[tuple[Any, Running[None]]]:
     """Make a connection that executes a statement whose CancelRequests get no answer."""
-    params = {"host": network.host, "port": network.port, "user": "postgres", "dbname": "postgres"}
+    params = {**server.params, "host": network.host, "port": network.port}
     with ConnectionPool(0, 1, **params, application_name=app) as pool:
         conn = pool.getconn()
         running = in_thread(sleep, conn)
@@ -265,7 +275,7 @@ class TestProcess:
         assert network.held == 8
         assert told["longest"] < HELD_UP
         # For each connection one that executes and one that asks; a few of the process's.
-        assert told["threads"] <= 2 * 8 + 10
+        assert told["threads"] <= 2 * 8 + 16
 
     @pytest.mark.parametrize("num_workers", [3, 0])
     def test_goes_on_while_a_busy_connection_is_given_back(
