@@ -20,13 +20,14 @@ import psycopg2
 from psycopg2 import extensions as ext
 
 from .arguments import ConnectArguments
+from .cancelling import cancel_request
 from .connection import Messages, pooled_factory, really_close
-from .failure_kinds import FailureKind
+from .failure_kinds import FailureKind, never_connected, recognise
 from .failures import WrongRoleError, mark
 from .forks import gate
 from .sockets import shut_down
-from .targets import effective
-from .waits import Limit, ask_to_stop, keeps_limits
+from .targets import DEFAULT_PORT, effective
+from .waits import Limit, ask_to_stop, keeps_limits, may_close
 
 if TYPE_CHECKING:
     import socket
@@ -138,6 +139,8 @@ class Connector:
             conn = psycopg2.connect(connection_factory=self._factory, **kwargs)
         except psycopg2.Error as error:
             conn, failure = None, self._arguments.censored(error)
+            if _was_never_sent(error, parameters):
+                mark(failure, FailureKind.MISTAKE)
         except UnicodeDecodeError as error:
             conn, failure = None, self._arguments.censored(_readable_error(error))
         except TypeError as error:
@@ -148,6 +151,7 @@ class Connector:
             gate.leave(connecting)
         if conn is None:
             raise failure  # outside of its handler: the error itself would be its context
+        conn.pool_cancel_request = cancel_request(conn)
         return conn
 
     def prepare(self, conn: Connection) -> None:
@@ -275,7 +279,8 @@ class Connector:
         ask_to_stop(conn, seconds)
         with contextlib.suppress(Exception):
             shut_down(conn.fileno())  # releases a thread that still waits for an answer
-        self.close(conn)
+        if may_close(conn, seconds):
+            self.close(conn)
 
     def interrupt(self, conn: Connection, twin: socket.socket, seconds: float) -> None:
         """End within ``seconds`` what another thread does with a connection, and leave it to that.
@@ -364,6 +369,15 @@ def _end_transaction(conn: Connection, how: Literal["commit", "rollback"]) -> No
         # Begun by an explicit BEGIN under autocommit, where psycopg2's commit
         # and rollback do nothing.
         _execute(conn, how.upper())
+
+
+def _was_never_sent(error: psycopg2.Error, parameters: Mapping[str, str]) -> bool:
+    """Tell whether libpq raised an error before it connected, in words that are not known."""
+    if recognise(str(error)) is not None:
+        return False
+    host, address, port = (effective(parameters, name) for name in ("host", "hostaddr", "port"))
+    is_list = any("," in (value or "") for value in (host, address, port))
+    return not is_list and never_connected(error, host, address, int(port or DEFAULT_PORT))
 
 
 def _readable_error(error: UnicodeDecodeError) -> psycopg2.OperationalError:

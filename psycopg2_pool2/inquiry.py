@@ -20,7 +20,9 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from .failure_kinds import FailureKind, of_sqlstate, recognise
+import psycopg2
+
+from .failure_kinds import FailureKind
 from .failures import classify
 from .timing import Clock
 
@@ -93,11 +95,11 @@ class Inquiry:
             answer = ask(self._parameters, endpoint.host, endpoint.address, endpoint.port, seconds)
         except TimeoutError:
             return FailureKind.SILENT
-        except OSError:
+        except (OSError, psycopg2.Error):
             return FailureKind.CUT
         if answer.takes_logins:
             return self._of_up(words, endpoint)
-        kind = recognise(answer.text or "") or of_sqlstate(answer.sqlstate or "")
+        kind = answer.kind or FailureKind.LOGIN
         if answer.text and answer.text in text:
             self._remember(words, kind)
         elif kind is FailureKind.LOGIN:
