@@ -60,14 +60,7 @@ class AddressBook:
     because the first answer afterwards does not name it.
     """
 
-    __slots__ = (
-        "_address_timeout",
-        "_answered",
-        "_failures",
-        "_places",
-        "refresh_at",
-        "awaits_answer",
-    )
+    __slots__ = ("_address_timeout", "_answered", "_failures", "_places", "refresh_at")
 
     def __init__(self, address_timeout: float) -> None:
         self._address_timeout = address_timeout
@@ -76,20 +69,12 @@ class AddressBook:
         self._answered = 0.0
         self._failures = 0
         self.refresh_at = float("-inf")
-        self.awaits_answer = False
-
-    def start_anew(self) -> None:
-        self.awaits_answer = True
-        self.refresh_at = float("-inf")
 
     def learn(self, answer: Answer, now: float) -> None:
         """Note an answer; one that names nobody lets what is known expire."""
         if self._failures or not answer.complete:
             self._prolong(now - self._answered)
         self._failures = 0
-        if self.awaits_answer and answer.complete and answer.places:
-            self._places.clear()
-            self.awaits_answer = False
         self._answered = now
         until = now + max(self._address_timeout, 2.0 * answer.ttl)
         for place in answer.places:

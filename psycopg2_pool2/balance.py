@@ -7,12 +7,12 @@ import math
 
 from .care import Care
 from .connector import Connection
+from .dialer import LOOKUP_TIMEOUT
 from .endpoints import Endpoint, Endpoints
 from .errors import HostResolutionError
 from .sockets import answers
 from .stats import Counters
 from .store import Permit, Record, Store
-from .dialer import LOOKUP_TIMEOUT
 from .supply import Supply
 
 logger = logging.getLogger("psycopg2_pool2")

@@ -20,8 +20,15 @@ LONGEST_PROMPT_RETRY = 5.0
 """Seconds, at most, until such an endpoint is probed again."""
 SHARE_OF_OUTAGE = 0.1
 """The pause between these limits, as a share of the time that the endpoint has been away."""
+FORGOTTEN_AFTER = 60.0
+"""Seconds without an attempt after which nobody knows how long an endpoint has been away."""
 JITTER = 0.2
 """The share by which each pause is longer or shorter at random."""
+
+
+def prompt_pause(away: float) -> float:
+    """Return the pause, without jitter, before an endpoint that answers is asked again."""
+    return max(PROMPT_RETRY, min(away * SHARE_OF_OUTAGE, LONGEST_PROMPT_RETRY))
 
 
 class Attempt:
@@ -61,6 +68,7 @@ class CircuitBreaker:
     __slots__ = (
         "_attempts",
         "_away_since",
+        "_failed_at",
         "_openings",
         "_silences",
         "backoff",
@@ -91,6 +99,7 @@ class CircuitBreaker:
         self._openings = 0  # ever: tells an attempt that began before the last of them
         self._silences = 0  # openings since the last success that a silence caused
         self._away_since = 0.0  # the first failure since the last success
+        self._failed_at = 0.0
 
     def copy(self) -> CircuitBreaker:
         """Return a closed breaker with the same limits."""
@@ -140,8 +149,9 @@ class CircuitBreaker:
         silence; a refusal may bring the next probe forward, never put it off.
         """
         self._attempts.discard(attempt)
-        if not self.failures:
+        if not self.failures or now - self._failed_at > FORGOTTEN_AFTER:
             self._away_since = now
+        self._failed_at = now
         self.failures += 1
         if self.failures < self.threshold:
             return
@@ -156,6 +166,4 @@ class CircuitBreaker:
     def _pause(self, now: float, prompt: bool) -> float:
         if not prompt:
             return min(self.backoff * 2.0 ** min(self._silences, 60), self.max_backoff)
-        share = (now - self._away_since) * SHARE_OF_OUTAGE
-        pause = max(PROMPT_RETRY, min(share, LONGEST_PROMPT_RETRY))
-        return min(pause, self.max_backoff / (1.0 + JITTER))
+        return min(prompt_pause(now - self._away_since), self.max_backoff / (1.0 + JITTER))

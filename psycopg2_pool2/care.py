@@ -49,9 +49,8 @@ class Care:
         a server that does not answer is a :class:`SilenceError`.
         """
         record: Record = conn.pool_record
-        if conn.closed or ((record.hung_up or not test) and not self._connector.probe(conn)):
+        if self._is_lost(conn, probe=not test):
             return psycopg2.OperationalError("the connection was lost")
-        record.hung_up = False
         if not test:
             return None
         error = self._bounded(self._connector.test, conn, seconds or self._test_timeout)
@@ -76,6 +75,12 @@ class Care:
         if not conn.closed and not isinstance(error, (SilenceError, WrongRoleError)):
             mark_callback(error)
 
+    def _is_lost(self, conn: Connection, *, probe: bool) -> bool:
+        """Tell whether a connection is closed, by a probe if it seems so or if that is wanted."""
+        record: Record = conn.pool_record
+        seems_lost, record.hung_up = record.hung_up, False  # before the probe, which may be outrun
+        return bool(conn.closed) or ((seems_lost or probe) and not self._connector.probe(conn))
+
     def prepare(self, conn: Connection) -> None:
         """Make a new connection ready for use; raises what ``configure`` raises."""
         error = self._bounded(self._connector.prepare, conn, self._test_timeout)
@@ -93,9 +98,8 @@ class Care:
         """
         if conn.closed or conn.get_transaction_status() in (ACTIVE, UNKNOWN):
             return psycopg2.OperationalError("the connection was lost, or in use")
-        if record.hung_up and not self._connector.probe(conn):
+        if self._is_lost(conn, probe=False):
             return psycopg2.OperationalError("the connection was lost")
-        record.hung_up = False
         error = self._bounded(self._connector.tidy, conn, self._test_timeout)
         if error is not None:
             # That a server has gone is told when connecting fails.

@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from .addresses import AddressBook, Answer, Place
-from .breaker import Attempt, CircuitBreaker, State
+from .breaker import Attempt, CircuitBreaker, State, prompt_pause
 from .errors import HostResolutionError
 from .failure_kinds import FailureKind
 from .failures import copy_error
@@ -27,8 +27,6 @@ logger = logging.getLogger("psycopg2_pool2")
 
 FULL_PAUSE = 1.0
 """Seconds without a new connection after the server said that it has no more room."""
-ROLE_PAUSE = 0.25
-"""Seconds until an endpoint in the wrong role is asked again, if none is in the right one."""
 LOOKUP_PAUSE = 1.0
 """Seconds, at most, between two questions for a name of which nothing is known."""
 SHORTEST_LAG = 1.0
@@ -52,7 +50,6 @@ class Endpoint:
         "at_once",
         "breaker",
         "connect_seconds",
-        "unproven",
         "full_until",
         "has_served",
         "host",
@@ -67,8 +64,10 @@ class Endpoint:
         "returns",
         "revisit_at",
         "unclear_words",
+        "unproven",
         "weight",
         "wrong_role",
+        "wrong_role_since",
         "wrong_role_until",
     )
 
@@ -94,6 +93,7 @@ class Endpoint:
         self.unproven = False  # connections open there, and fail at once
         self.full_until = -math.inf
         self.wrong_role = False
+        self.wrong_role_since = -math.inf
         self.wrong_role_until = -math.inf
         self.connect_seconds: float | None = None
         self.last_error: BaseException | None = None
@@ -477,10 +477,14 @@ class Endpoints:
     def in_role(self, endpoint: Endpoint, is_right: bool) -> None:
         """Note whether a server is in the role that is wanted."""
         with self._lock:
+            now = self._clock()
+            if not endpoint.wrong_role:
+                endpoint.wrong_role_since = now
             endpoint.wrong_role = not is_right
             endpoint.wrong_role_until = -math.inf
             if not is_right and self.session_attrs != "prefer-standby":
-                endpoint.wrong_role_until = self._clock() + jitter(ROLE_PAUSE, 0.2)
+                pause = prompt_pause(now - endpoint.wrong_role_since)
+                endpoint.wrong_role_until = now + jitter(pause, 0.2)
 
     def failed(self, attempt: Attempt, error: BaseException, kind: FailureKind) -> None:
         """Note that an attempt failed."""

@@ -60,15 +60,15 @@ def borrow_from_many_threads(pool: ConnectionPool) -> None:
 
 
 class TestInHand:
-    """One that dies while a thread of the pool has it in hand, too late for that one to see it."""
+    """A connection that dies while a thread of the pool has it in hand, too late to be noticed."""
 
     @pytest.fixture
     def die_after(
         self, server: Server, monkeypatch: pytest.MonkeyPatch
     ) -> Callable[[object, str], None]:
-        """Return what has the connection that is given to a method die right after it, once.
+        """Return a function that makes the connection given to a method die right after it, once.
 
-        The watch has reported it, and the pool has looked for it in vain, when the method returns.
+        When the method returns, the watch has reported it and the pool has looked for it in vain.
         """
 
         def patch(owner: object, name: str) -> None:
@@ -130,14 +130,14 @@ class TestInHand:
     ) -> None:
         pool = make_pool(test_on_borrow=False)
         seen: list[int] = []
-        connected = pool._supply._introduce
+        on_opened = pool._upkeep.on_opened
 
-        def introduce(conn: Any, record: Record) -> None:
-            connected(conn, record)
+        def note_and_go_on(conn: Any, record: Record) -> None:
+            on_opened(conn, record)
             seen.append(pid_of(conn))
 
-        pool._supply._introduce = introduce  # type: ignore[method-assign]
-        die_after(pool._supply, "_introduce")
+        pool._upkeep.on_opened = note_and_go_on  # type: ignore[method-assign]
+        die_after(pool._upkeep, "on_opened")
         pool.resize(1, 1)
         wait_until(lambda: seen)
         wait_until_replaced(server, app, pool, set(seen[:1]))

@@ -23,7 +23,6 @@ LAYERS = [
         "bell",
         "checks",
         "errors",
-        "failure_kinds",
         "libpq",
         "loans",
         "observers",

@@ -437,10 +437,11 @@ class TestRefusedLogin:
         world.finish()
         assert waiter.error is None
         assert world.supply.refusal(patient=True) is None
-        record = holder.item.pool_record
-        world.store.claim(record)
-        world.store.give_back(holder.item, record)
-        assert waiter.item is holder.item
+        item = holder.item
+        assert item is not None
+        world.store.claim(item.pool_record)
+        world.store.give_back(item, item.pool_record)
+        assert waiter.item is item
 
     def test_reaches_the_waiters_when_the_last_connection_is_lost(self, world: World) -> None:
         world.wait()
