@@ -18,6 +18,11 @@ def known(book: AddressBook) -> list[str]:
     return [place.address for place in book.known()]
 
 
+def waits_for(book: AddressBook) -> tuple[bool, bool]:
+    """Return whether it waits for a replacement, and for any reply."""
+    return book.awaits_replacement, book.awaits_reply
+
+
 @pytest.fixture
 def book() -> AddressBook:
     return AddressBook(address_timeout=60.0)
@@ -133,12 +138,10 @@ def test_started_anew_the_next_answer_replaces_all_that_was_known(book: AddressB
     book.start_anew()
     assert book.refresh_due(0.0)
     assert known(book) == ["a", "b"]
-    assert book.awaits_replacement
-    assert book.awaits_reply
+    assert waits_for(book) == (True, True)
     book.learn(answer("c"), 1.0, book.generation)
     assert known(book) == ["c"]
-    assert not book.awaits_replacement
-    assert not book.awaits_reply
+    assert waits_for(book) == (False, False)
     assert book.refresh_at == 6.0
     book.learn(answer("d"), 6.0, book.generation)
     assert known(book) == ["c", "d"], "it is one answer that decides alone"
@@ -164,7 +167,7 @@ def test_incomplete_or_empty_answer_and_silence_replace_nothing(book: AddressBoo
     book.learn(answer("a", "b"), 0.0)
     book.start_anew()
     book.failed(1.0, book.generation)
-    assert (book.awaits_replacement, book.awaits_reply) == (True, False)
+    assert waits_for(book) == (True, False)
     assert book.refresh_at == 2.0
     book.learn(answer("c", complete=False), 2.0, book.generation)
     assert known(book) == ["a", "b", "c"]
