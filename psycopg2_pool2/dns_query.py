@@ -152,9 +152,6 @@ class _Search:
     def _wait(self, now: float, stagger: float | None) -> float:
         """Wait for answers until something is due, take them, and return the time."""
         seconds = max(0.0, min(self._moments(now, stagger)) - now)
-        if not self._selector.get_map():
-            # Nobody is listened to, so there is nothing to wait for but the next moment.
-            return self._now(seconds)
         ready = self._selector.select(seconds)
         now = self._now(0.0 if ready else seconds)
         for key, _ in ready:
