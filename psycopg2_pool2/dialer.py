@@ -125,7 +125,7 @@ class Dialer:
         most = LOOKUP_TIMEOUT if seconds is None else min(LOOKUP_TIMEOUT, seconds / 2)
         if not self._endpoints.current():
             self._endpoints.refresh(most, unknown=True)
-        elif self._monitor is None or self._endpoints.awaits_answer():
+        elif self._monitor is None or self._endpoints.awaits_reply():
             self._endpoints.refresh(min(most, SHORT_LOOKUP))
 
     def _report(self, tried: dict[Choice, BaseException]) -> None:

@@ -250,14 +250,15 @@ class Endpoints:
         book = self._books[name]
         with self._lock:
             self._being_asked.add(name)
+            generation = book.generation
         try:
             answer = self._resolver.lookup(name, seconds)
         except NoSuchHost as error:
-            self._learn(book, error.answer)
+            self._learn(book, error.answer, generation)
             return error
         except BaseException as error:
             with self._lock:
-                book.failed(self._clock())
+                book.failed(self._clock(), generation)
             if not isinstance(error, HostResolutionError):
                 raise
             logger.debug("cannot look up %s: %s", name, error)
@@ -266,12 +267,12 @@ class Endpoints:
             with self._lock:
                 self._being_asked.discard(name)
                 self._asked_at = self._clock()
-        self._learn(book, answer)
+        self._learn(book, answer, generation)
         return None
 
-    def _learn(self, book: AddressBook, answer: Answer) -> None:
+    def _learn(self, book: AddressBook, answer: Answer, generation: int) -> None:
         with self._lock:
-            book.learn(answer, self._clock())
+            book.learn(answer, self._clock(), generation)
             self._list_locked()
 
     def _list_locked(self) -> None:
@@ -531,10 +532,10 @@ class Endpoints:
             known = [e.connect_seconds for e in self._endpoints.values()]
         return max((s for s in known if s is not None), default=None)
 
-    def awaits_answer(self) -> bool:
+    def awaits_reply(self) -> bool:
         """Tell whether a name is to be looked up before the next connection is opened."""
         with self._lock:
-            return any(book.awaits_answer for book in self._books.values())
+            return any(book.awaits_reply for book in self._books.values())
 
     def start_anew(self) -> None:
         """Note that something has changed: look names up, and try refused logins, at once."""

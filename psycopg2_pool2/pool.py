@@ -245,7 +245,7 @@ class ConnectionPool:
         options = self._options
         return Endpoints(
             self._connector.parameters,
-            Resolver(options.resolver),
+            Resolver(options.resolver, may_wait=options.num_workers > 0),
             options.address_timeout,
             options.breaker or CircuitBreaker(),
             options.num_workers or sys.maxsize,  # without workers each opens his own
