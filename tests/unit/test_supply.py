@@ -547,9 +547,9 @@ class TestStalledOpening:
         world.supply.grow()
         world.finish()
         assert second.item is not None
-        assert world.in_flight == 1
+        assert world.store.opening == 1
         hangs()
-        assert not world.in_flight
+        assert world.store.opening == 0
         assert len(world.store.idle) == 1, "what was opened too late is kept"
 
     def test_is_replaced_without_anybody_looking(self, world: World) -> None:
