@@ -11,7 +11,7 @@ import psycopg2
 from psycopg2 import extensions as ext
 
 from .failure_kinds import FailureKind
-from .failures import mark, mark_callback
+from .failures import call_back, mark
 from .targets import effective
 
 _OWN = frozenset(("dsn", "connection_factory", "cursor_factory", "async", "async_"))
@@ -72,11 +72,7 @@ class ConnectArguments:
     def _ask_connect_params(self) -> Mapping[str, Any]:
         if self._connect_params is None:
             return {}
-        try:
-            given = self._connect_params()
-        except BaseException as error:  # a token service has its bad moments
-            mark_callback(error)
-            raise
+        given = call_back(self._connect_params)  # a token service has its bad moments
         try:
             return _checked_parameters(given)
         except TypeError as error:

@@ -10,6 +10,7 @@ from .connector import Connection
 from .dialer import LOOKUP_TIMEOUT
 from .endpoints import Endpoint, Endpoints
 from .errors import HostResolutionError
+from .interruptions import let_through
 from .sockets import answers
 from .stats import Counters
 from .store import Permit, Record, Store
@@ -72,7 +73,8 @@ class Balance:
             self._endpoints.refresh(LOOKUP_TIMEOUT)
         except HostResolutionError as error:
             self._supply.lookup_failed(error)
-        except Exception as error:  # of the user's resolver; borrowers are told
+        except Exception as error:  # of the program's resolver; borrowers are told
+            let_through(error)
             logger.debug("pool %r: the resolver failed: %s", self.name, type(error).__name__)
 
     # -- what left ---------------------------------------------------------
@@ -212,7 +214,8 @@ class Balance:
     def _open(self, permit: Permit, endpoint: Endpoint) -> bool:
         try:
             conn = self._supply.open(permit, at=endpoint)
-        except Exception:
+        except Exception as error:
+            let_through(error)
             return False  # noted on the endpoint
         if endpoint.unproven and not self._proves_itself(conn):
             return False

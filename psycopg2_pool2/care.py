@@ -8,7 +8,8 @@ from collections.abc import Callable
 import psycopg2
 
 from .connector import ACTIVE, IDLE, UNKNOWN, Connection, Connector
-from .failures import SilenceError, WrongRoleError, mark_callback, silence
+from .failure_kinds import FailureKind
+from .failures import SilenceError, WrongRoleError, is_interruption, mark, silence
 from .guards import Guard, LocalGuard
 from .monitor import Monitor
 from .stats import Counters
@@ -55,8 +56,6 @@ class Care:
             return None
         error = self._bounded(self._connector.test, conn, seconds or self._test_timeout)
         if error is not None:
-            if callable(self._connector.test_on_borrow):
-                self._blame_callback(conn, error)
             self._counters.add("tests_failed")
             told = self._connector.tell(error)
             logger.debug("pool %r: a connection failed its test: %s", self.name, told)
@@ -66,14 +65,9 @@ class Care:
             self._connector.forget_messages(conn)
         if conn.get_transaction_status() != IDLE:
             error = psycopg2.ProgrammingError("the test left a transaction behind")
-            mark_callback(error)
+            mark(error, FailureKind.CALLBACK)
             return error
         return None
-
-    def _blame_callback(self, conn: Connection, error: BaseException) -> None:
-        """Note that the program's callback raised, unless the server was lost in it."""
-        if not conn.closed and not isinstance(error, (SilenceError, WrongRoleError)):
-            mark_callback(error)
 
     def _is_lost(self, conn: Connection, *, probe: bool) -> bool:
         """Tell whether a connection is closed, by a probe if it seems so or if that is wanted."""
@@ -86,7 +80,6 @@ class Care:
         error = self._bounded(self._connector.prepare, conn, self._test_timeout)
         try:
             if error is not None:
-                self._blame_callback(conn, error)
                 raise error
         finally:
             del error  # its traceback refers to this frame
@@ -129,6 +122,8 @@ class Care:
             finally:
                 over = guard.lift()
         except Exception as failure:
+            if is_interruption(failure):
+                raise
             if not over:
                 return failure  # in no variable: its traceback refers to this frame
         return silence(guard.deadline - seconds, seconds) if over else None

@@ -6,7 +6,6 @@ as the network lets it, which is why the pool guards and never locks around it.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
 import select
@@ -23,8 +22,9 @@ from .arguments import ConnectArguments
 from .cancelling import cancel_request
 from .connection import Messages, pooled_factory, really_close
 from .failure_kinds import FailureKind, never_connected, recognise
-from .failures import WrongRoleError, mark
+from .failures import WrongRoleError, call_back, mark
 from .forks import gate
+from .interruptions import let_through, suppress
 from .sockets import shut_down
 from .targets import DEFAULT_PORT, effective
 from .waits import Limit, ask_to_stop, keeps_limits, may_close
@@ -157,18 +157,18 @@ class Connector:
     def prepare(self, conn: Connection) -> None:
         """Run ``configure``, commit what it left open, and remember the settings it made."""
         if self._configure is not None:
-            self._configure(conn)
+            _call_back(self._configure, conn)
             if conn.is_inherited():
                 raise psycopg2.OperationalError("the process was forked in configure")
             status = conn.get_transaction_status()
             if conn.closed:
                 raise psycopg2.OperationalError("the connection was lost in configure")
             if status == INERROR:
-                raise psycopg2.ProgrammingError("configure left a failed transaction behind")
+                raise _configure_failed("it left a failed transaction behind")
             if status != IDLE:
                 _end_transaction(conn, "commit")
         if not isinstance(conn.notices, list):
-            raise TypeError("configure must leave conn.notices a list")
+            raise _configure_failed("it must leave conn.notices a list")
         _forget_messages(conn)
         conn.pool_baseline = _settings(conn)
         conn.pool_home = self._home
@@ -197,7 +197,8 @@ class Connector:
                 if conn.notices:
                     return False
                 _set_notifies(conn, Messages(conn))
-        except (psycopg2.Error, OSError, ValueError):
+        except (psycopg2.Error, OSError, ValueError) as error:
+            let_through(error)
             return False
         return True
 
@@ -207,7 +208,7 @@ class Connector:
         ``SELECT 1`` in one round trip, or the user's callable.
         """
         if callable(self.test_on_borrow):
-            self.test_on_borrow(conn)
+            _call_back(self.test_on_borrow, conn)
             if conn.get_transaction_status() != IDLE:
                 _end_transaction(conn, "rollback")
         else:
@@ -243,7 +244,7 @@ class Connector:
         if _settings(conn) != conn.pool_baseline:
             _restore_settings(conn)
         if callable(self.reset):
-            self.reset(conn)
+            _call_back(self.reset, conn)
             if conn.get_transaction_status() != IDLE:
                 _end_transaction(conn, "rollback")
             if _settings(conn) != conn.pool_baseline:
@@ -267,8 +268,8 @@ class Connector:
     # -- closing -----------------------------------------------------------
 
     def close(self, conn: Connection) -> None:
-        """Close the socket; never blocks on the network and never raises an ordinary error."""
-        with contextlib.suppress(Exception):
+        """Close the socket; never blocks on the network, and raises no error of the driver."""
+        with suppress(psycopg2.Error, OSError):
             really_close(conn)
 
     def abort(self, conn: Connection, seconds: float) -> None:
@@ -277,7 +278,7 @@ class Connector:
         The server is asked to stop what it does.
         """
         ask_to_stop(conn, seconds)
-        with contextlib.suppress(Exception):
+        with suppress(psycopg2.Error, OSError):
             shut_down(conn.fileno())  # releases a thread that still waits for an answer
         if may_close(conn, seconds):
             self.close(conn)
@@ -290,7 +291,7 @@ class Connector:
         """
         with twin:
             ask_to_stop(conn, seconds)
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 twin.shutdown(2)  # both ways
 
 
@@ -369,6 +370,22 @@ def _end_transaction(conn: Connection, how: Literal["commit", "rollback"]) -> No
         # Begun by an explicit BEGIN under autocommit, where psycopg2's commit
         # and rollback do nothing.
         _execute(conn, how.upper())
+
+
+def _call_back(callback: Callable[[Connection], object], conn: Connection) -> None:
+    """Call a function of the program's with a connection; the server may be lost in it."""
+    try:
+        call_back(callback, conn)
+    except psycopg2.Error as error:
+        if conn.closed:
+            mark(error, FailureKind.CUT)
+        raise
+
+
+def _configure_failed(why: str) -> psycopg2.ProgrammingError:
+    error = psycopg2.ProgrammingError(f"configure failed: {why}")
+    mark(error, FailureKind.CALLBACK)
+    return error
 
 
 def _was_never_sent(error: psycopg2.Error, parameters: Mapping[str, str]) -> bool:

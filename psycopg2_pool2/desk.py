@@ -16,7 +16,7 @@ from .care import Care
 from .connector import Connection
 from .errors import PoolClosed, PoolError, PoolExhausted, PoolTimeout, TooManyRequests
 from .failure_kinds import FailureKind
-from .failures import classify, copy_error
+from .failures import classify, copy_error, is_interruption
 from .keyed import KeyedLoans
 from .loans import Loan, borrower, call_site
 from .options import PoolOptions
@@ -332,6 +332,8 @@ class Desk:
         try:
             self._supply.keep(self._supply.open(permit, seconds))
         except Exception as error:
+            if is_interruption(error):
+                raise
             return error if classify(error) is FailureKind.CALLBACK else None
         return None
 

@@ -14,7 +14,7 @@ from .care import Care
 from .connector import Connection, Connector
 from .endpoints import Choice, Endpoint, Endpoints
 from .failure_kinds import FailureKind
-from .failures import classify, copy_error, mark
+from .failures import classify, copy_error, is_interruption, mark
 from .inquiry import Inquiry
 from .monitor import Monitor, Timer
 from .silence import CAN_LOOK, SilenceWatch
@@ -91,7 +91,7 @@ class Dialer:
             try:
                 found = self._attempt(attempt, role, _Time(left, others), on_stall)
             except Exception as error:
-                if classify(error) is FailureKind.MISTAKE:
+                if classify(error) is FailureKind.MISTAKE or self._is_borrowers(error):
                     raise  # it would be the same anywhere
                 # Without its traceback, whose frames refer to this dictionary.
                 tried[choice] = copy_error(error)
@@ -176,12 +176,16 @@ class Dialer:
         return conn, endpoint
 
     def _note_failure(self, attempt: Attempt, error: BaseException, time: _Time) -> None:
-        if not isinstance(error, Exception) and self._monitor is None:
-            self._endpoints.interrupted(attempt)  # its borrower was; the server is not to blame
+        if self._is_borrowers(error):
+            self._endpoints.interrupted(attempt)  # the server is not to blame
             return
         kind = self._kind_of(error, attempt.endpoint, time.seconds)
         self._endpoints.failed(attempt, error, kind)
         self._on_failed()
+
+    def _is_borrowers(self, error: BaseException) -> bool:
+        """Tell whether an error interrupted the borrower in whose thread the attempt is made."""
+        return self._monitor is None and is_interruption(error)
 
     def _kind_of(
         self, error: BaseException, endpoint: Endpoint, seconds: float | None

@@ -9,6 +9,7 @@ from typing import Any
 from .dns_exchange import Records, additional_of
 from .dns_query import Reply, limited
 from .dns_questions import PATIENCE
+from .interruptions import let_through
 from .resolv_conf import Configuration
 from .timing import Deadline
 
@@ -78,6 +79,7 @@ def _ask_one(resolver: Any, name: Any, kinds: Sequence[str], seconds: float) -> 
         except _NoSuchNameError:
             break
         except Exception as error:
+            let_through(error)
             failed.add(kind)
             complaints.append(str(error) or type(error).__name__)
             was_silent |= _is_silence(error)

@@ -22,6 +22,7 @@ from .dns_exchange import (
     records_of,
 )
 from .dns_questions import Candidate, Question
+from .interruptions import let_through
 from .resolv_conf import Configuration, NameServer
 from .timing import chance
 
@@ -205,6 +206,7 @@ class _Search:
         try:
             exchange = Exchange(request, server, is_tcp)
         except OSError as error:  # out of descriptors, or no IPv6
+            let_through(error)
             self._drop(question, server, _told(error), now)
             return
         question.exchanges[server] = exchange
@@ -245,6 +247,7 @@ class _Search:
         except UnusableReplyError as error:
             self._drop(question, exchange.server, str(error), now)
         except OSError as error:
+            let_through(error)
             self._drop(question, exchange.server, _told(error), now)
 
     def _ask_again(

@@ -9,11 +9,16 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import psycopg2
 
 from .errors import HostResolutionError
 from .failure_kinds import FailureKind, is_answer, of_sqlstate, recognise
+from .interruptions import raised_by_handler
+
+T = TypeVar("T")
 
 
 class SilenceError(psycopg2.OperationalError):
@@ -69,9 +74,26 @@ def mark(error: BaseException, kind: FailureKind) -> None:
         pass  # of a class with slots
 
 
-def mark_callback(error: BaseException) -> None:
-    """Note that a callback of the program raised an error."""
-    mark(error, FailureKind.CALLBACK)
+def is_interruption(error: BaseException) -> bool:
+    """Tell whether an error is neither the driver's, nor the system's, nor a callback's.
+
+    It is the program's own then, raised by a signal handler or by another thread,
+    and has to reach the borrower in whose thread it was raised.
+    """
+    if not isinstance(error, Exception) or raised_by_handler(error):
+        return True
+    known = isinstance(getattr(error, "pool_failure_kind", None), FailureKind)
+    return not known and not isinstance(error, (psycopg2.Error, OSError))
+
+
+def call_back(callback: Callable[..., T], *args: Any) -> T:
+    """Call a function of the program's; note on what it raises that it was the function's."""
+    try:
+        return callback(*args)
+    except Exception as error:
+        if not raised_by_handler(error):
+            mark(error, FailureKind.CALLBACK)
+        raise
 
 
 def copy_error(error: BaseException) -> BaseException:

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from .failure_kinds import FailureKind, of_sqlstate, recognise
+from .interruptions import let_through
 from .targets import effective, is_socket, numeric
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ def ask(
         try:
             said.append(_ask_by(way, settings, target, deadline))
         except OSError as error:
+            let_through(error)
             failed.append(error)
         else:
             if not _depends_on_tls(said[-1]):

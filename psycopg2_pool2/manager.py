@@ -13,7 +13,7 @@ from typing import Any
 from . import checks
 from .configuration import Config, Configuration, read_configuration
 from .errors import PoolError
-from .failures import copy_error
+from .failures import copy_error, is_interruption
 from .pool import ConnectionPool
 
 logger = logging.getLogger("psycopg2_pool2")
@@ -196,7 +196,8 @@ class PoolManager:
                 entry = _Entry(configuration, begun, ConnectionPool(**configuration.arguments))
                 return self._put(entry, after)
             except Exception as failure:
-                error = copy_error(failure)  # without a traceback, which would lead back here
+                if not is_interruption(failure):  # which is this thread's alone
+                    error = copy_error(failure)  # without a traceback, which would lead back here
                 raise
             finally:
                 making.owner = None

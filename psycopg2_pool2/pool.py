@@ -96,7 +96,8 @@ class ConnectionPool:
         How often to test what stays idle.  0: never.
     ``configure``
         Called with each new connection before its first use; a transaction that
-        it leaves open is committed.  What it raises reaches the borrowers.
+        it leaves open is committed.  If it raises, another connection is tried
+        until the borrower's time is over, which then gets that error as it is.
     ``reset``
         What is done on return beside ROLLBACK and putting psycopg2's settings
         back.  ``"session"``: DISCARD ALL.  A callable gets the connection; if it

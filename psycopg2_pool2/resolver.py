@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .addresses import NOBODY, Answer, Place
 from .errors import HostResolutionError
 from .hosts_file import HOSTS_FILE, HostsFile
+from .interruptions import let_through
 from .nsswitch import NSSWITCH_FILE, NameServices
 from .resolv_conf import RESOLV_CONF, SystemConfiguration
 from .targets import is_srv, numeric
@@ -140,6 +141,7 @@ class Resolver:
                 kinds = tuple(kind for kind in kinds if kind != "AAAA")
             return ask(configuration, configuration.candidates(question.name), kinds, seconds)
         except Exception as error:
+            let_through(error)
             return Reply(failed=frozenset(kinds), complaints=(str(error) or type(error).__name__,))
 
     def _known_by_dns(self, name: str, reply: Reply) -> Answer:
@@ -197,6 +199,7 @@ class Resolver:
         try:
             infos = _getaddrinfo(question.name)
         except (OSError, UnicodeError) as error:
+            let_through(error)
             # Of a name server that failed some systems say too that there is no such name.
             if _is_nobody(error) and (reply is None or reply.is_definite):
                 raise question.nobody() from error
@@ -209,6 +212,7 @@ class Resolver:
         try:
             given = _listed(self._callable(name))
         except Exception as error:
+            let_through(error)
             # Its text is the user's, and may tell a secret.
             raise question.silent(f"resolver raised {type(error).__name__}") from error
         return _joined((Place(address), UNTIMED_TTL) for address in _checked(given))

@@ -10,6 +10,8 @@ import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from .interruptions import let_through
+
 if TYPE_CHECKING:
     import socket
 
@@ -59,7 +61,8 @@ def answers(host: str | None, address: str | None, port: int, seconds: float) ->
             address, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
         )
         return bool(ask_at(family, peer, _SSL_REQUEST, seconds))
-    except OSError:
+    except OSError as error:
+        let_through(error)
         return False
 
 

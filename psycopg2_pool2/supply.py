@@ -26,7 +26,8 @@ from .dialer import Dialer, NotNowError
 from .endpoints import Endpoint, Endpoints
 from .errors import PoolUnavailable
 from .failure_kinds import FailureKind
-from .failures import classify, copy_error
+from .failures import classify, copy_error, is_interruption
+from .interruptions import let_through
 from .monitor import Monitor, Timer
 from .outage import Outage
 from .stats import Counters
@@ -271,7 +272,7 @@ class Supply:
         kind = classify(error)
         if not (others_serve and kind is FailureKind.ROLE):
             self._counters.add("connections_errors")
-        if others_serve or (not isinstance(error, Exception) and not self.has_workers):
+        if others_serve or (not self.has_workers and is_interruption(error)):
             return  # not the end of the search, or this borrower was interrupted
         self._outage.note(error)
         if kind is not FailureKind.CALLBACK:
@@ -416,7 +417,8 @@ class Supply:
             return not self._store.has_room()  # it has to make some
         try:
             self.keep(self.open(permit))
-        except Exception:
+        except Exception as error:
+            let_through(error)
             return False  # logged
         return True
 
@@ -430,8 +432,9 @@ class Supply:
         permit = self._store.exchange(conn.pool_record)
         try:
             self.keep(self.open(permit, at=to))
-        except Exception:  # noted on the endpoint
-            return False
+        except Exception as error:
+            let_through(error)
+            return False  # noted on the endpoint
         else:
             return True
         finally:

@@ -10,7 +10,6 @@ its own before the program's, which keeps limits, and has the server stop.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 import weakref
@@ -21,6 +20,7 @@ import psycopg2
 from psycopg2 import extensions as ext
 
 from .connection import Tracked
+from .interruptions import suppress
 from .sockets import wait_ready
 
 _STOP_TIMEOUT = 1.0
@@ -128,8 +128,8 @@ def ask_to_stop(conn: Any, seconds: float) -> None:
     ordinary error.  Does nothing for a connection that executes nothing, or that
     belongs to the parent of a forked process.
     """
-    with contextlib.suppress(Exception):
-        request = conn.pool_cancel_request
+    with suppress(psycopg2.Error, OSError):
+        request = getattr(conn, "pool_cancel_request", None)
         if request is None or conn.is_inherited():
             return
         if _is_active(conn):

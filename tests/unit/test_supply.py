@@ -10,6 +10,7 @@ import functools
 import gc
 import logging
 import random
+import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -547,7 +548,7 @@ class TestStalledOpening:
         world.supply.grow()
         world.finish()
         assert second.item is not None
-        assert world.store.opening == 1
+        assert world.store.size == 3
         hangs()
         assert world.store.opening == 0
         assert len(world.store.idle) == 1, "what was opened too late is kept"
@@ -557,8 +558,9 @@ class TestStalledOpening:
         hangs = world.monitor.jobs.popleft()
         [second] = world.wait()
         world.finish()
-        assert second.item is None, "the first waiter got what was opened"
+        was_overtaken = second.item is None  # the first waiter got what was opened
         world.pass_time(0.3)
+        assert was_overtaken
         assert second.item is not None
         assert callable(hangs)
 
@@ -714,11 +716,13 @@ class TestLog:
         world.pass_time(600)
         attempts = len(world.attempts)
         world.connector.error = None
-        world.pass_time(1)
+        world.pass_time(7)
         loud = [record for record in caplog.records if record.levelno >= logging.INFO]
         assert [record.levelno for record in loud] == [logging.WARNING, logging.INFO]
         assert REFUSED in loud[0].getMessage()
-        assert f"after 600.{loud[1].getMessage().split('600.')[1][0]} s" in loud[1].getMessage()
+        after = re.search(r"after ([\d.]+) s", loud[1].getMessage())
+        assert after is not None
+        assert 600 <= float(after[1]) <= 607
         assert f"{attempts} failed attempts" in loud[1].getMessage()
         assert all("'pool'" in record.getMessage() for record in caplog.records)
 
