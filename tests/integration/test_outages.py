@@ -161,7 +161,7 @@ class TestStorm:
         wait_until(lambda: failures(pool) >= 3)
         attempts.forget()
         errors = [thread.error() for thread in threads]
-        assert {type(error) for error in errors} == {PoolTimeout}
+        assert all(isinstance(error, PoolTimeout) for error in errors)
         assert all(
             isinstance(error.__cause__, psycopg2.OperationalError) for error in errors if error
         )
@@ -220,7 +220,7 @@ class TestStorm:
         attempts.forget()
         before, started = failures(pool), time.monotonic()
         threads = [in_thread(pool.getconn, timeout=self.SECONDS) for _ in range(50)]
-        assert {type(thread.error()) for thread in threads} == {PoolTimeout}
+        assert all(isinstance(thread.error(), PoolTimeout) for thread in threads)
         assert attempts.most == 1
         assert_few(failures(pool) - before, time.monotonic() - started)
 
@@ -378,8 +378,11 @@ class TestFirstTest:
         caplog.set_level(logging.INFO, logger=LOGGER)
         pool = make_any_pool(0, 10, test_on_borrow=fail)
         threads = [in_thread(pool.getconn, timeout=0.7) for _ in range(8)]
-        causes = [getattr(thread.error(), "__cause__", None) for thread in threads]
-        assert {str(cause) for cause in causes} == {"server login has been failing"}
+        errors = [thread.error() for thread in threads]
+        assert {str(error) for error in errors} == {"server login has been failing"}
+        assert not any(isinstance(error, PoolTimeout) for error in errors), (
+            "its own error, as it is"
+        )
         assert pool.get_stats()["connections_num"] <= 30
         assert len(caplog.records) <= 2
 
@@ -624,7 +627,7 @@ def make_strict_pool(strict_server: Server, request: pytest.FixtureRequest) -> I
         yield make
 
 
-class TestFinalErrors:
+class TestRefusedLogins:
     @pytest.mark.parametrize(
         ("where", "told"),
         [
@@ -636,7 +639,7 @@ class TestFinalErrors:
             ({"user": "plain", "dbname": "private"}, "permission denied for database"),
         ],
     )
-    def test_reach_all_who_wait_at_once_and_open_no_breaker(
+    def test_reach_every_waiter_at_once_and_are_tried_rarely(
         self,
         strict_server: Server,
         make_strict_pool: MakePool,
@@ -647,17 +650,16 @@ class TestFinalErrors:
         caplog.set_level(logging.DEBUG, logger=LOGGER)
         mark = strict_server.mark()
         pool = make_strict_pool(0, 20, **where)
-        started = time.monotonic()
         threads = [in_thread(pool.getconn, timeout=30) for _ in range(20)]
         errors = [thread.error() for thread in threads]
-        windows = (time.monotonic() - started) / 0.25 + 1
         assert all(isinstance(error, psycopg2.OperationalError) for error in errors)
         assert all(told in str(error) for error in errors)
         assert not any(isinstance(error, PoolUnavailable) for error in errors)
-        assert state(pool) == "closed"
-        if pool._monitor is not None and told != "no password supplied":
+        assert state(pool) == "open"
+        if told != "no password supplied":
             fatal = strict_server.log_text(mark).count("FATAL:")
-            assert 1 <= fatal <= 3 + windows, "three under way at first, then one a window"
+            at_first = 20 if pool._monitor is None else 3
+            assert 1 <= fatal <= at_first + 3, "then after 1, 2, 4, ... seconds"
         assert WRONG not in caplog.text + repr(errors) + repr(pool.endpoints())
 
     def test_that_are_mended_on_the_server_are_over_soon(

@@ -428,7 +428,7 @@ class TestCommonWords:
         with ConnectionPool(0, 1, **params) as pool:
             with pytest.raises(psycopg2.OperationalError, match='database "nix" does not exist'):
                 pool.getconn(timeout=10)
-            assert [endpoint.failures for endpoint in pool.endpoints()] == [0]
+            assert [endpoint.state for endpoint in pool.endpoints()] == ["open"]
 
     @pytest.mark.parametrize("password", COMMON)
     def test_do_not_change_what_is_told_of_a_wrong_password(
