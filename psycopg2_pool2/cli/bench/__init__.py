@@ -10,7 +10,7 @@ from typing import Any
 import psycopg2
 
 from ..blocks import GAP, Text
-from ..embedded import new_server
+from ..embedded import new_server, params_of
 from ..errors import in_one_line
 from ..output import standard_output, write_json
 from ..parser import number
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _place(dsn: str | None, stack: contextlib.ExitStack) -> dict[str, Any]:
     if named_server(dsn) is not None:
         return server_params(dsn)
-    return {**stack.enter_context(new_server()).params, "sslmode": "disable"}
+    return params_of(stack.enter_context(new_server()))
 
 
 def _run(
