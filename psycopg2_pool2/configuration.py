@@ -20,6 +20,7 @@ from .connector import DEFAULTS
 from .options import PoolOptions
 from .pool import ConnectionPool
 from .targets import DEFAULT_PORT, all_effective, read_targets
+from .text import printable
 
 Config = str | Mapping[str, Any]
 """A dsn, or a mapping of :class:`~psycopg2_pool2.ConnectionPool`'s arguments."""
@@ -139,17 +140,18 @@ def _connect_arguments(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[s
 def _as_text(name: str, value: Any) -> str:
     """Return what libpq is told; for an object of another kind it would be how that is shown."""
     if not isinstance(value, (str, int, float, os.PathLike)):
-        raise TypeError(f"{name} must be a str or a number, not a {type(value).__name__}")
+        what = printable(name)
+        raise TypeError(f"{what} must be a str or a number, not a {type(value).__name__}")
     return _sendable(name, str(value))
 
 
 def _sendable(name: str, text: str) -> str:
     if "\0" in text:  # where libpq would end the text
-        raise ValueError(f"{name} must not contain a null character")
+        raise ValueError(f"{printable(name)} must not contain a null character")
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{name} cannot be encoded in UTF-8") from None
+        raise ValueError(f"{printable(name)} cannot be encoded in UTF-8") from None
     return text
 
 

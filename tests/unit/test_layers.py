@@ -27,6 +27,7 @@ LAYERS = [
         "sockets",
         "steps",
         "targets",
+        "text",
         "timing",
         "watch",
         "workers",
