@@ -19,7 +19,7 @@ from .breaker import CircuitBreaker
 from .connector import DEFAULTS
 from .options import PoolOptions
 from .pool import ConnectionPool
-from .targets import DEFAULT_PORT, all_effective, read_targets
+from .targets import DEFAULT_PORT, SESSION_VARIABLES, all_effective, read_targets
 from .text import printable
 
 Config = str | Mapping[str, Any]
@@ -65,7 +65,8 @@ def read_configuration(config: Config) -> Configuration:
     bound method if it is the same method of the same object, and a
     :class:`~psycopg2_pool2.CircuitBreaker` if it has the same limits.  What
     libpq looks up by itself (a password file, a certificate) is known by its
-    path.  In doubt two configurations are not the same.
+    path.  ``PGTZ``, ``PGDATESTYLE`` and ``PGGEQO``, which libpq sends at every
+    connect, are part of it.  In doubt two configurations are not the same.
 
     Raises what :class:`~psycopg2_pool2.ConnectionPool` would raise, and
     TypeError or ValueError naming the argument that has no canonical form.
@@ -82,6 +83,7 @@ def read_configuration(config: Config) -> Configuration:
     marks.add("option", options)
     marks.add("object", objects)
     marks.add("parameter", _comparable(parameters))
+    marks.add("session", {name: os.environ.get(name) for name in SESSION_VARIABLES})
     arguments = {**options, **objects, **keywords, "dsn": dsn}
     if options["connect_params"] is None:
         arguments["dsn"] = _frozen(parameters, keywords)
