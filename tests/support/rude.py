@@ -14,9 +14,9 @@ _SSL, _GSS = 80877103, 80877104
 class RudeServer:
     """Answers on a port of its own with one text: as an error, a notice, a parameter.
 
-    Without `greets` it refuses everybody with that text; else it lets everybody in, under a
-    version that is that text, and then answers every statement with an error. One thread serves
-    all in turn, unless a client keeps it waiting.
+    Without `greets` it refuses every client with that text; else it accepts every client, reports
+    the text as its version, and answers each statement with a notice and an error. One thread for
+    each client.
     """
 
     def __init__(self, text: str, greets: bool) -> None:
