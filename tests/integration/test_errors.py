@@ -136,9 +136,8 @@ class TestRefusedPort:
 
 @pytest.fixture(scope="module")
 def strict_server() -> Iterator[Server]:
-    """Make a server on which one user needs a password."""
-    hba = ["host all careful 127.0.0.0/8 scram-sha-256"]
-    with new_server(hba=hba) as server:
+    """Make a server with the role "careful"; "nemo", which does not exist, needs no password."""
+    with new_server(hba=["host all nemo 127.0.0.0/8 trust"]) as server:
         server.execute(f"CREATE ROLE careful LOGIN PASSWORD '{SECRET}'")
         yield server
 
@@ -173,8 +172,8 @@ class TestRefusedLogins:
         with pytest.raises(psycopg2.OperationalError, match=r"atlantis.* does not exist"):
             pool.getconn(timeout=timeout)
 
-    def test_an_unknown_user(self, make_any_pool: MakePool) -> None:
-        pool = make_any_pool(user="nemo")
+    def test_an_unknown_user(self, make_strict_pool: MakePool) -> None:
+        pool = make_strict_pool(user="nemo")
         with pytest.raises(psycopg2.OperationalError, match=r"nemo.* does not exist"):
             pool.getconn(timeout=30)
 

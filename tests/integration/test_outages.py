@@ -606,13 +606,14 @@ def strict_server() -> Iterator[Server]:
 
     For the 20 who come at once all the same, though none of them gets a session.
     """
-    hba = ["host all careful 127.0.0.0/8 scram-sha-256"]
+    # Roles that cannot log in: their password would be refused before that is told.
+    hba = ["host all nemo,group_only 127.0.0.0/8 trust"]
     with new_server(
         hba=hba, settings={"max_connections": ROOM, "superuser_reserved_connections": RESERVED}
     ) as server:
         server.execute(f"CREATE ROLE careful LOGIN PASSWORD '{SECRET}'")
-        server.execute("CREATE ROLE plain LOGIN")
-        server.execute("CREATE ROLE banned LOGIN")
+        server.execute(f"CREATE ROLE plain LOGIN PASSWORD '{server.verifier}'")
+        server.execute(f"CREATE ROLE banned LOGIN PASSWORD '{server.verifier}'")
         server.execute("CREATE ROLE group_only NOLOGIN")
         server.execute("CREATE DATABASE private")
         server.execute("REVOKE CONNECT ON DATABASE private FROM public")
@@ -632,7 +633,7 @@ class TestRefusedLogins:
         ("where", "told"),
         [
             ({"user": "careful", "password": WRONG}, "password authentication failed"),
-            ({"user": "careful"}, "no password supplied"),
+            ({"user": "careful", "passfile": "/nowhere"}, "no password supplied"),
             ({"dbname": "atlantis"}, 'database "atlantis" does not exist'),
             ({"user": "nemo"}, 'role "nemo" does not exist'),
             ({"user": "group_only"}, 'role "group_only" is not permitted to log in'),
@@ -686,7 +687,7 @@ class TestRefusedLogins:
     ) -> None:
         with ConnectionPool(2, 3, **{**strict_server.params, "user": "late"}) as pool:
             wait_until(lambda: failures(pool) >= 2)
-            strict_server.execute("CREATE ROLE late LOGIN")
+            strict_server.execute(f"CREATE ROLE late LOGIN PASSWORD '{strict_server.verifier}'")
             try:
                 wait_until(lambda: pool.stats().idle == 2)
             finally:
@@ -824,7 +825,7 @@ class TestLog:
         caplog: pytest.LogCaptureFixture,
     ) -> None:
         door.refuse()
-        pool = make_any_pool(0, 5, name="shop", password=SECRET, **away)
+        pool = make_any_pool(0, 5, name="shop", sslpassword=SECRET, **away)
         waiters = [in_thread(round_trip, pool, timeout=30) for _ in range(20)]
         wait_until(lambda: failures(pool) >= 6)
         [warning] = self.loud(caplog)

@@ -31,6 +31,7 @@ LAYERS = [
         "sockets",
         "steps",
         "targets",
+        "text",
         "timing",
         "watch",
         "workers",
