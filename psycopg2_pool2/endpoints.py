@@ -21,6 +21,7 @@ from .failures import copy_error
 from .login_backoff import LoginBackoff
 from .resolver import NoSuchHost, Resolver
 from .targets import Target, effective, read_targets
+from .text import in_one_line
 from .timing import Clock, chance, jitter
 
 logger = logging.getLogger("psycopg2_pool2")
@@ -261,7 +262,7 @@ class Endpoints:
                 book.failed(self._clock(), generation)
             if not isinstance(error, HostResolutionError):
                 raise
-            logger.debug("cannot look up %s: %s", name, error)
+            logger.debug("cannot look up %s: %s", name, in_one_line(str(error)))
             return error
         finally:
             with self._lock:
