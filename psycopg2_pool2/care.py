@@ -10,12 +10,11 @@ import psycopg2
 from .connector import ACTIVE, IDLE, UNKNOWN, Connection, Connector
 from .failures import SilenceError, WrongRoleError, silence
 from .guards import Guard, LocalGuard
+from .log import logger
 from .monitor import Monitor
 from .stats import Counters
 from .store import Record
 from .waits import keeps_limits
-
-logger = logging.getLogger("psycopg2_pool2")
 
 
 class Care:

@@ -7,7 +7,6 @@ in an :class:`~psycopg2_pool2.addresses.AddressBook`.
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 from collections.abc import Collection, Mapping
@@ -17,11 +16,10 @@ from .addresses import AddressBook, Answer, Place
 from .breaker import Attempt, CircuitBreaker
 from .errors import HostResolutionError
 from .failures import Verdict, reissue
+from .log import logger
 from .resolver import NoSuchHost, Resolver
 from .targets import Target, effective, read_targets
 from .timing import Clock, chance, jitter
-
-logger = logging.getLogger("psycopg2_pool2")
 
 FULL_PAUSE = 1.0
 """Seconds without a new connection after the server said that it has no more room."""

@@ -9,7 +9,7 @@ import logging
 import threading
 from typing import Protocol
 
-logger = logging.getLogger("psycopg2_pool2")
+from .log import logger
 
 
 class Observer(Protocol):

@@ -8,9 +8,8 @@ import threading
 from collections.abc import Callable
 
 from .failures import Verdict, judge, reissue
+from .log import logger
 from .timing import Clock
-
-logger = logging.getLogger("psycopg2_pool2")
 
 REMEMBERED = 0.25
 """Seconds that a final error is told to newcomers instead of being asked for again."""
