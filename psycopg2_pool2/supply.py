@@ -9,7 +9,6 @@ the first success 1, 2, 4, ... run at once, up to ``num_workers``.
 from __future__ import annotations
 
 import functools
-import logging
 import math
 import sys
 import threading
@@ -28,16 +27,16 @@ from .connector import Connection, Connector
 from .endpoints import Choice, Endpoint, Endpoints
 from .errors import PoolUnavailable
 from .failures import Verdict, judge, reissue
+from .log import logger
 from .monitor import Monitor, Timer
 from .outage import Outage
 from .stats import Counters
 from .store import Permit, Record, Store
+from .threads import is_own_thread
 from .timing import Clock
 
 if TYPE_CHECKING:
     from .snapshots import EndpointStats
-
-logger = logging.getLogger("psycopg2_pool2")
 
 LOOKUP_TIMEOUT = 5.0
 """Seconds that looking a name up may take, and half of what a borrower has left."""
@@ -57,7 +56,8 @@ class Supply:
     """Opens and closes the connections of one pool.
 
     ``monitor`` None means that there is no thread of ours: then :meth:`grow`
-    does nothing, and who needs a connection calls :meth:`open` himself.
+    opens nothing, and a borrower calls :meth:`open` itself.  So it does while
+    ``is_stranded``: while no thread can be started.
     """
 
     def __init__(
@@ -80,6 +80,7 @@ class Supply:
         self._care = care
         self._endpoints = endpoints
         self._monitor = monitor
+        self.is_stranded = monitor is None
         self._most_at_once = num_workers or sys.maxsize  # without workers each opens his own
         self._test_timeout = test_timeout
         self._counters = counters
@@ -109,7 +110,8 @@ class Supply:
     @property
     def watches(self) -> bool:
         """Whether a connection is marked as soon as its server hangs up."""
-        return self._monitor is not None and self._monitor.watches
+        monitor = self._monitor
+        return monitor is not None and monitor.watches and monitor.is_running
 
     @property
     def has_workers(self) -> bool:
@@ -130,11 +132,20 @@ class Supply:
             permit = self._store.take_permit(limit)
             if permit is None:
                 break
-            self._monitor.submit(functools.partial(self._open_and_keep, permit))
+            if not self._monitor.offer(functools.partial(self._open_and_keep, permit)):
+                self._strand(permit)
+                return
+            self.is_stranded = False
         # With a limit of more than none: those that may be tried later.
         wanted = len(self._store.waiters) > self._store.opening or self._store.missing
         if wanted and pause < math.inf:
             self._retry_in(pause)
+
+    def _strand(self, permit: Permit) -> None:
+        """Leave it to a borrower to open what no thread can be had for."""
+        self.is_stranded = True
+        self._store.drop_permit(permit)
+        self._store.nudge()
 
     def allowance(self) -> tuple[int, float]:
         """Return how many may be opened at once now, and in how many seconds more may be."""
@@ -308,7 +319,7 @@ class Supply:
             logger.info("pool %r: connected again to %s", self.name, endpoint)
 
     def _judge(self, error: BaseException) -> Verdict:
-        if not isinstance(error, Exception) and not self.has_workers:
+        if self._is_interruption(error):
             return Verdict.FINAL  # this borrower was interrupted; the server is not to blame
         verdict = judge(error)
         if verdict is Verdict.FULL and not self._store.all_records():
@@ -322,11 +333,16 @@ class Supply:
 
     # -- outcomes ----------------------------------------------------------
 
+    def _is_interruption(self, error: BaseException) -> bool:
+        """Tell whether an error is meant for the borrower in whose thread it was raised."""
+        in_worker = self.has_workers and is_own_thread()
+        return not isinstance(error, Exception) and not in_worker
+
     def _failed(self, error: BaseException, *, others_serve: bool = False) -> None:
         asked_for_role = others_serve and judge(error) is Verdict.ROLE
         if not asked_for_role:
             self._counters.add("connections_errors")
-        if others_serve or (not isinstance(error, Exception) and not self.has_workers):
+        if others_serve or self._is_interruption(error):
             return  # not the end of the search, or this borrower was interrupted
         self._outage.note(error)
         kept, is_final = reissue(error), judge(error) is Verdict.FINAL
@@ -408,8 +424,8 @@ class Supply:
         how = self._abort if is_busy else self._connector.close
         if self._monitor is None or (at_once and not is_busy):
             self._close(conn, how)
-        else:
-            self._monitor.submit(functools.partial(self._close, conn, how))
+        elif not self._monitor.offer(functools.partial(self._close, conn, how)):
+            self._close(conn, how)  # its slot is not to wait until there is a thread
 
     def _abort(self, conn: Connection) -> None:
         self._connector.abort(conn, self._test_timeout)

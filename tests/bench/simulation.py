@@ -83,6 +83,11 @@ class Events:
         """Have a worker do it."""
         self.at(self.now + WORK, job)
 
+    def offer(self, job: Callable[[], object]) -> bool:
+        """Have a worker do it; there is one."""
+        self.submit(job)
+        return True
+
     def call_later(self, seconds: float, method: Callable[[], object]) -> Timer:
         """Have a bound method called in ``seconds``."""
         timer = Timer(self.now + seconds, method)

@@ -100,8 +100,9 @@ class FakeMonitor:
         self.timers: list[Timer] = []
         self._clock = clock
 
-    def submit(self, job: Callable[[], object]) -> None:
+    def offer(self, job: Callable[[], object]) -> bool:
         self.jobs.append(job)
+        return True
 
     def call_later(self, seconds: float, method: Callable[[], object]) -> Timer:
         self.timers.append(Timer(self._clock() + seconds, method))
