@@ -10,7 +10,6 @@ import contextlib
 import math
 import re
 import select
-import time
 import weakref
 from collections.abc import Callable, Mapping
 from operator import attrgetter
@@ -25,6 +24,7 @@ from .failures import WrongRoleError
 from .forks import gate
 from .sockets import shut_down
 from .targets import effective
+from .timing import monotonic
 from .waits import Limit, ask_to_stop, keeps_limits
 
 if TYPE_CHECKING:
@@ -376,4 +376,4 @@ def _deadline(connect_timeout: Any, seconds: float | None) -> float | None:
     except (TypeError, ValueError):  # unset or unreadable, which libpq tells better
         given = 0
     limits = [limit for limit in (given if given > 0 else None, seconds) if limit is not None]
-    return time.monotonic() + min(limits) if limits else None
+    return monotonic() + min(limits) if limits else None

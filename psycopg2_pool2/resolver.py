@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 from .addresses import NOBODY, Answer, Place
 from .errors import HostResolutionError
 from .targets import is_srv, numeric
-from .timing import Deadline
+from .timing import Deadline, monotonic
 
 T = TypeVar("T")
 
@@ -80,7 +80,7 @@ class Resolver:
         Raises :class:`NameServerSilent` or :class:`NoSuchHost`, and TypeError if
         a callable returns anything but addresses.
         """
-        question = _Question(name, seconds, Deadline(seconds, time.monotonic, time.monotonic()))
+        question = _Question(name, seconds, Deadline(seconds, monotonic, monotonic()))
         if self._callable is not None:
             answer = self._ask_callable(question)
         elif is_srv(name):

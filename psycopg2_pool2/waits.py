@@ -14,7 +14,6 @@ import contextlib
 import math
 import select
 import threading
-import time
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,6 +23,7 @@ from psycopg2 import extensions as ext
 
 from .connection import Tracked
 from .sockets import peer_answers
+from .timing import monotonic
 
 _STOP_TIMEOUT = 1.0
 """Seconds that an exception is held up until a server has been asked to stop."""
@@ -113,7 +113,7 @@ def wait_for_answer(conn: Any, deadline: float | None) -> bool:
         state = conn.poll()
         if state == ext.POLL_OK:
             return True
-        seconds = None if deadline is None else deadline - time.monotonic()
+        seconds = None if deadline is None else deadline - monotonic()
         if seconds is not None and seconds <= 0:
             return False
         fds = [conn.fileno()]
