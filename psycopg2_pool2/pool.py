@@ -289,7 +289,7 @@ class ConnectionPool:
         if self._monitor is not None:
             if not self._monitor.serve(self, self._options.num_workers):
                 return  # no thread can be started
-            if self._store.closed:  # since: it may have been dismissed before it was served
+            if self.closed:  # since: it may have been dismissed before it was served
                 self._monitor.dismiss(self)
                 return
             self._upkeep.start()
