@@ -10,7 +10,8 @@ from typing import Any
 import psycopg2
 from psycopg2 import extensions as ext
 
-from .failures import transient
+from .failure_kinds import FailureKind
+from .failures import call_back, mark
 from .targets import effective
 
 _OWN = frozenset(("dsn", "connection_factory", "cursor_factory", "async", "async_"))
@@ -71,17 +72,12 @@ class ConnectArguments:
     def _ask_connect_params(self) -> Mapping[str, Any]:
         if self._connect_params is None:
             return {}
+        given = call_back(self._connect_params)  # a token service has its bad moments
         try:
-            given = self._connect_params()
-        except Exception as error:  # a token service has its bad moments
-            transient(error)
+            return _checked_parameters(given)
+        except TypeError as error:
+            mark(error, FailureKind.MISTAKE)
             raise
-        if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
-            raise TypeError("connect_params must return a mapping of psycopg2.connect's keywords")
-        for name in ("connection_factory", "async", "async_"):
-            if name in given:
-                raise TypeError(f"connect_params must not return {name}")
-        return given
 
     # -- secrets -----------------------------------------------------------
 
@@ -113,6 +109,15 @@ class ConnectArguments:
             return '"***"' if told else match[0]
 
         return type(error)(re.sub(r'"([^"]*)"', blank, str(error).strip()))
+
+
+def _checked_parameters(given: Any) -> Mapping[str, Any]:
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        raise TypeError("connect_params must return a mapping of psycopg2.connect's keywords")
+    for name in ("connection_factory", "async", "async_"):
+        if name in given:
+            raise TypeError(f"connect_params must not return {name}")
+    return given
 
 
 def parse(kwargs: Mapping[str, Any]) -> Parameters:

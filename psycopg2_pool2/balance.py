@@ -6,13 +6,15 @@ import math
 
 from .care import Care
 from .connector import Connection
+from .dialer import LOOKUP_TIMEOUT
 from .endpoints import Endpoint, Endpoints
 from .errors import HostResolutionError
+from .interruptions import let_through
 from .log import logger
 from .sockets import answers
 from .stats import Counters
 from .store import Permit, Record, Store
-from .supply import LOOKUP_TIMEOUT, Supply
+from .supply import Supply
 
 STEP = 1.0
 """Seconds between two steps while anything is to be moved or tried again."""
@@ -69,7 +71,8 @@ class Balance:
             self._endpoints.refresh(LOOKUP_TIMEOUT)
         except HostResolutionError as error:
             self._supply.lookup_failed(error)
-        except Exception as error:  # of the user's resolver; borrowers are told
+        except Exception as error:  # of the program's resolver; borrowers are told
+            let_through(error)
             logger.debug("pool %r: the resolver failed: %s", self.name, type(error).__name__)
 
     # -- what left ---------------------------------------------------------
@@ -105,7 +108,7 @@ class Balance:
         busiest = max(load, key=lambda e: load[e], default=endpoint)
         if load[busiest] <= load[endpoint] + 1:
             return
-        if not (endpoint.breaker.failing or self._store.has_room()):
+        if not (endpoint.is_failing or self._store.has_room()):
             return
         if answers(endpoint.host, endpoint.address, endpoint.port, ANSWER_TIMEOUT):
             self._endpoints.expect(endpoint)
@@ -136,7 +139,7 @@ class Balance:
         load, due = self._supply.load(), self._due()
         if not due:
             return None
-        givers = [e for e in self._endpoints.current() if not e.breaker.failing and load[e]]
+        givers = [e for e in self._endpoints.current() if not e.is_failing and load[e]]
         excess = {e: load[e] - due.get(e, 0) for e in {*givers, *due}}
         over = max(givers, key=lambda e: excess[e], default=None)
         under = min(due, key=lambda e: excess[e])
@@ -155,7 +158,7 @@ class Balance:
         """
         wanted = self._endpoints.wanted()
         load = self._supply.load()
-        givers = [e for e in self._endpoints.current() if not e.breaker.failing]
+        givers = [e for e in self._endpoints.current() if not e.is_failing]
         total = sum(load[e] for e in {*givers, *wanted})
         weights = sum(e.weight for e in wanted)
         shares = {e: total * (e.weight / weights if weights else 1.0 / len(wanted)) for e in wanted}
@@ -209,9 +212,10 @@ class Balance:
     def _open(self, permit: Permit, endpoint: Endpoint) -> bool:
         try:
             conn = self._supply.open(permit, at=endpoint)
-        except Exception:
+        except Exception as error:
+            let_through(error)
             return False  # noted on the endpoint
-        if endpoint.doubtful and not self._proves_itself(conn):
+        if endpoint.unproven and not self._proves_itself(conn):
             return False
         self._supply.keep(conn)
         return True
@@ -224,8 +228,8 @@ class Balance:
             self._supply.discard(conn)
             raise
         if fault is None:
-            self._supply.proved(conn.pool_record)
+            self._supply.mark_proven(conn.pool_record)
             return True
-        self._supply.disappointed(fault, conn.pool_record)
+        self._supply.first_test_failed(fault, conn.pool_record)
         self._supply.discard(conn)
         return False

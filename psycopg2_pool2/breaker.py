@@ -1,7 +1,7 @@
 """A circuit breaker: when to leave a failing endpoint alone, and when to try again.
 
-It does no I/O, starts no thread and reads no clock; whoever uses it passes the
-time in and guards it with a lock of his own.
+It does no I/O, starts no thread and reads no clock: its user passes the time in
+and guards it with a lock.
 """
 
 from __future__ import annotations
@@ -15,14 +15,27 @@ from .timing import jitter
 State = Literal["closed", "open", "half-open"]
 
 PROMPT_RETRY = 0.25
-"""Seconds until an endpoint that answers with a refusal is asked again."""
+"""Seconds, at least, until an endpoint that answers with a refusal is probed again."""
+LONGEST_PROMPT_RETRY = 5.0
+"""Seconds, at most, until such an endpoint is probed again."""
+SHARE_OF_OUTAGE = 0.1
+"""The pause between these limits, as a share of the time that the endpoint has been away."""
+FORGOTTEN_AFTER = 60.0
+"""Seconds without an attempt after which nobody knows how long an endpoint has been away."""
+JITTER = 0.2
+"""The share by which each pause is longer or shorter at random."""
+
+
+def prompt_pause(away: float) -> float:
+    """Return the pause, without jitter, before an endpoint that answers is asked again."""
+    return max(PROMPT_RETRY, min(away * SHARE_OF_OUTAGE, LONGEST_PROMPT_RETRY))
 
 
 class Attempt:
-    """One attempt under way; a breaker counts it for as long as somebody holds it.
+    """One attempt under way; a breaker counts it for as long as it is referenced.
 
-    So one whose thread was interrupted is over without anybody's doing.
-    ``endpoint`` is for the use of him who makes it.
+    An interrupted thread drops its attempt, which ends it.  ``endpoint`` is for
+    the caller's own use.
     """
 
     __slots__ = ("__weakref__", "endpoint", "openings")
@@ -39,18 +52,25 @@ class CircuitBreaker:
     and the endpoint is left alone; then one attempt probes it (half-open),
     which closes it again or opens it for longer.
 
-    An endpoint that *refuses* comes back the moment its server does and an
-    attempt costs it next to nothing, so it is probed every quarter of a second
-    (±20 %). One that is *silent* costs a whole connect timeout each time: the
-    pause doubles from ``backoff`` up to ``max_backoff`` seconds, with jitter so
-    that processes do not march in step.
+    An endpoint that *refuses* answers the moment its server is back, so it is
+    probed often; but a server that is starting spends a process on each probe,
+    and there may be a thousand pools.  The pause is a tenth of the time that the
+    endpoint has been away, which is since the first failure after its last
+    success: at least a quarter of a second, at most 5 s (±20 %), and never more
+    than ``max_backoff``.  One that is *silent* costs a whole connect timeout
+    each time: the pause doubles with each silence from ``backoff`` up to
+    ``max_backoff`` seconds (±20 %).  The jitter keeps processes from marching in
+    step.
 
     An instance given to a pool is a template; see :meth:`copy`.
     """
 
     __slots__ = (
         "_attempts",
+        "_away_since",
+        "_failed_at",
         "_openings",
+        "_silences",
         "backoff",
         "failures",
         "max_backoff",
@@ -76,7 +96,10 @@ class CircuitBreaker:
         self.failures = 0
         self.retry_at = 0.0
         self._attempts: weakref.WeakSet[Attempt] = weakref.WeakSet()
-        self._openings = 0  # since the last success
+        self._openings = 0  # ever: tells an attempt that began before the last of them
+        self._silences = 0  # openings since the last success that a silence caused
+        self._away_since = 0.0  # the first failure since the last success
+        self._failed_at = 0.0
 
     def copy(self) -> CircuitBreaker:
         """Return a closed breaker with the same limits."""
@@ -113,7 +136,7 @@ class CircuitBreaker:
     def succeed(self, attempt: Attempt) -> None:
         """Note that an attempt succeeded: the breaker closes."""
         self._attempts.discard(attempt)
-        self.failures = self._openings = 0
+        self.failures = self._silences = 0
 
     def abandon(self, attempt: Attempt) -> None:
         """Note that an attempt ended without telling anything of the endpoint."""
@@ -122,17 +145,25 @@ class CircuitBreaker:
     def fail(self, attempt: Attempt, now: float, *, prompt: bool) -> None:
         """Note that an attempt failed; ``prompt`` if the endpoint answered at all.
 
-        One that began before the breaker opened tells nothing new of a silence.
+        One that began before the breaker last opened tells nothing new of a
+        silence; a refusal may bring the next probe forward, never put it off.
         """
         self._attempts.discard(attempt)
+        if not self.failures or now - self._failed_at > FORGOTTEN_AFTER:
+            self._away_since = now
+        self._failed_at = now
         self.failures += 1
         if self.failures < self.threshold:
             return
-        if prompt:
-            pause = min(PROMPT_RETRY, self.max_backoff)
-        elif attempt.openings == self._openings:
-            pause = min(self.backoff * 2.0 ** min(self._openings, 60), self.max_backoff)
-        else:
-            return
-        self._openings += 1
-        self.retry_at = now + jitter(pause, 0.2)
+        retry_at = now + jitter(self._pause(now, prompt), JITTER)
+        if attempt.openings == self._openings:
+            self._openings += 1
+            self._silences += not prompt
+            self.retry_at = retry_at
+        elif prompt:
+            self.retry_at = min(self.retry_at, retry_at)
+
+    def _pause(self, now: float, prompt: bool) -> float:
+        if not prompt:
+            return min(self.backoff * 2.0 ** min(self._silences, 60), self.max_backoff)
+        return min(prompt_pause(now - self._away_since), self.max_backoff / (1.0 + JITTER))

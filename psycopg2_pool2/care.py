@@ -8,7 +8,8 @@ from collections.abc import Callable
 import psycopg2
 
 from .connector import ACTIVE, IDLE, UNKNOWN, Connection, Connector
-from .failures import SilenceError, WrongRoleError, silence
+from .failure_kinds import FailureKind
+from .failures import SilenceError, WrongRoleError, is_interruption, mark, silence
 from .guards import Guard, LocalGuard
 from .log import logger
 from .monitor import Monitor
@@ -48,9 +49,8 @@ class Care:
         a server that does not answer is a :class:`SilenceError`.
         """
         record: Record = conn.pool_record
-        if conn.closed or ((record.hung_up or not test) and not self._connector.probe(conn)):
+        if self._is_lost(conn, probe=not test):
             return psycopg2.OperationalError("the connection was lost")
-        record.hung_up = False
         if not test:
             return None
         error = self._bounded(self._connector.test, conn, seconds or self._test_timeout)
@@ -63,8 +63,16 @@ class Care:
         if record.attention:  # a message has come, which is not for the next borrower
             self._connector.forget_messages(conn)
         if conn.get_transaction_status() != IDLE:
-            return psycopg2.ProgrammingError("the test left a transaction behind")
+            error = psycopg2.ProgrammingError("the test left a transaction behind")
+            mark(error, FailureKind.CALLBACK)
+            return error
         return None
+
+    def _is_lost(self, conn: Connection, *, probe: bool) -> bool:
+        """Tell whether a connection is closed, by a probe if it seems so or if that is wanted."""
+        record: Record = conn.pool_record
+        seems_lost, record.hung_up = record.hung_up, False  # before the probe, which may be outrun
+        return bool(conn.closed) or ((seems_lost or probe) and not self._connector.probe(conn))
 
     def prepare(self, conn: Connection) -> None:
         """Make a new connection ready for use; raises what ``configure`` raises."""
@@ -82,9 +90,8 @@ class Care:
         """
         if conn.closed or conn.get_transaction_status() in (ACTIVE, UNKNOWN):
             return psycopg2.OperationalError("the connection was lost, or in use")
-        if record.hung_up and not self._connector.probe(conn):
+        if self._is_lost(conn, probe=False):
             return psycopg2.OperationalError("the connection was lost")
-        record.hung_up = False
         error = self._bounded(self._connector.tidy, conn, self._test_timeout)
         if error is not None:
             # That a server has gone is told when connecting fails.
@@ -114,6 +121,8 @@ class Care:
             finally:
                 over = guard.lift()
         except Exception as failure:
+            if is_interruption(failure):
+                raise
             if not over:
                 return failure  # in no variable: its traceback refers to this frame
         return silence(guard.deadline - seconds, seconds) if over else None

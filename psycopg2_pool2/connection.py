@@ -21,7 +21,8 @@ from psycopg2.extensions import connection
 
 from .sockets import cut_off
 
-_OURS = frozenset(("pool_record", "pool_baseline", "pool_home", "pool_pid"))
+_SLOTS = ("pool_baseline", "pool_cancel_request", "pool_home", "pool_pid", "pool_record")
+_OURS = frozenset(_SLOTS)
 
 
 class InheritedError(psycopg2.InterfaceError):
@@ -134,13 +135,13 @@ class Returning(Tracked):
 class PooledConnection(Tracked, connection):
     """A psycopg2 connection that belongs to a pool."""
 
-    __slots__ = ("pool_baseline", "pool_home", "pool_pid", "pool_record")
+    __slots__ = _SLOTS
 
 
 class ReturningConnection(Returning, connection):
     """A psycopg2 connection whose ``close()`` gives it back to its pool."""
 
-    __slots__ = ("pool_baseline", "pool_home", "pool_pid", "pool_record")
+    __slots__ = _SLOTS
 
 
 def pooled_factory(factory: Callable[..., Any] | None, returning: bool) -> Callable[..., Any]:

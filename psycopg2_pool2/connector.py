@@ -6,7 +6,6 @@ as the network lets it, which is why the pool guards and never locks around it.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
 import select
@@ -19,13 +18,16 @@ import psycopg2
 from psycopg2 import extensions as ext
 
 from .arguments import ConnectArguments
+from .cancelling import cancel_request
 from .connection import Messages, pooled_factory, really_close
-from .failures import WrongRoleError
+from .failure_kinds import FailureKind, never_connected, recognise
+from .failures import WrongRoleError, call_back, mark
 from .forks import gate
+from .interruptions import let_through, suppress
 from .sockets import shut_down
-from .targets import effective
+from .targets import DEFAULT_PORT, effective
 from .timing import monotonic
-from .waits import Limit, ask_to_stop, keeps_limits
+from .waits import Limit, ask_to_stop, keeps_limits, may_close
 
 if TYPE_CHECKING:
     import socket
@@ -39,7 +41,7 @@ ACTIVE = ext.TRANSACTION_STATUS_ACTIVE
 UNKNOWN = ext.TRANSACTION_STATUS_UNKNOWN
 INERROR = ext.TRANSACTION_STATUS_INERROR
 
-DEFAULTS: Mapping[str, object] = {
+DEFAULTS: Mapping[str, int] = {
     # Seconds for each address; libpq waits for ever.
     "connect_timeout": 5,
     # Notice within a minute that the peer of an idle connection has gone; Linux
@@ -100,9 +102,18 @@ class Connector:
         self._factory = pooled_factory(self._arguments.connection_factory, home is not None)
         self.parameters = self._arguments.parameters
         self.tell = self._arguments.tell
+        self.user_timeout = self._user_timeout()
         self._session_attrs = self._arguments.effective("target_session_attrs") or "any"
 
     # -- opening -----------------------------------------------------------
+
+    def _user_timeout(self) -> int:
+        """Return ``tcp_user_timeout`` in milliseconds, 0 if the kernel's own limit is wanted."""
+        given = self._arguments.effective("tcp_user_timeout")
+        try:
+            return int(given) if given else int(DEFAULTS["tcp_user_timeout"])
+        except ValueError:
+            return 0  # which libpq tells better
 
     def open(self, where: Mapping[str, Any] = _NOWHERE, seconds: float | None = None) -> Connection:
         """Return a new connection, which is to be prepared.
@@ -128,28 +139,36 @@ class Connector:
             conn = psycopg2.connect(connection_factory=self._factory, **kwargs)
         except psycopg2.Error as error:
             conn, failure = None, self._arguments.censored(error)
+            if _was_never_sent(error, parameters):
+                mark(failure, FailureKind.MISTAKE)
+        except UnicodeDecodeError as error:
+            conn, failure = None, self._arguments.censored(_readable_error(error))
+        except TypeError as error:
+            mark(error, FailureKind.MISTAKE)  # of the connection_factory, or of the arguments
+            raise
         finally:
             limit.end()
             gate.leave(connecting)
         if conn is None:
             raise failure  # outside of its handler: the error itself would be its context
+        conn.pool_cancel_request = cancel_request(conn)
         return conn
 
     def prepare(self, conn: Connection) -> None:
         """Run ``configure``, commit what it left open, and remember the settings it made."""
         if self._configure is not None:
-            self._configure(conn)
+            _call_back(self._configure, conn)
             if conn.is_inherited():
                 raise psycopg2.OperationalError("the process was forked in configure")
             status = conn.get_transaction_status()
             if conn.closed:
                 raise psycopg2.OperationalError("the connection was lost in configure")
             if status == INERROR:
-                raise psycopg2.ProgrammingError("configure left a failed transaction behind")
+                raise _configure_failed("it left a failed transaction behind")
             if status != IDLE:
                 _end_transaction(conn, "commit")
         if not isinstance(conn.notices, list):
-            raise TypeError("configure must leave conn.notices a list")
+            raise _configure_failed("it must leave conn.notices a list")
         _forget_messages(conn)
         conn.pool_baseline = _settings(conn)
         conn.pool_home = self._home
@@ -178,7 +197,8 @@ class Connector:
                 if conn.notices:
                     return False
                 _set_notifies(conn, Messages(conn))
-        except (psycopg2.Error, OSError, ValueError):
+        except (psycopg2.Error, OSError, ValueError) as error:
+            let_through(error)
             return False
         return True
 
@@ -188,7 +208,7 @@ class Connector:
         ``SELECT 1`` in one round trip, or the user's callable.
         """
         if callable(self.test_on_borrow):
-            self.test_on_borrow(conn)
+            _call_back(self.test_on_borrow, conn)
             if conn.get_transaction_status() != IDLE:
                 _end_transaction(conn, "rollback")
         else:
@@ -224,7 +244,7 @@ class Connector:
         if _settings(conn) != conn.pool_baseline:
             _restore_settings(conn)
         if callable(self.reset):
-            self.reset(conn)
+            _call_back(self.reset, conn)
             if conn.get_transaction_status() != IDLE:
                 _end_transaction(conn, "rollback")
             if _settings(conn) != conn.pool_baseline:
@@ -248,8 +268,8 @@ class Connector:
     # -- closing -----------------------------------------------------------
 
     def close(self, conn: Connection) -> None:
-        """Close the socket; never blocks on the network and never raises an ordinary error."""
-        with contextlib.suppress(Exception):
+        """Close the socket; never blocks on the network, and raises no error of the driver."""
+        with suppress(psycopg2.Error, OSError):
             really_close(conn)
 
     def abort(self, conn: Connection, seconds: float) -> None:
@@ -258,9 +278,10 @@ class Connector:
         The server is asked to stop what it does.
         """
         ask_to_stop(conn, seconds)
-        with contextlib.suppress(Exception):
+        with suppress(psycopg2.Error, OSError):
             shut_down(conn.fileno())  # releases a thread that still waits for an answer
-        self.close(conn)
+        if may_close(conn, seconds):
+            self.close(conn)
 
     def interrupt(self, conn: Connection, twin: socket.socket, seconds: float) -> None:
         """End within ``seconds`` what another thread does with a connection, and leave it to that.
@@ -270,7 +291,7 @@ class Connector:
         """
         with twin:
             ask_to_stop(conn, seconds)
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 twin.shutdown(2)  # both ways
 
 
@@ -349,6 +370,39 @@ def _end_transaction(conn: Connection, how: Literal["commit", "rollback"]) -> No
         # Begun by an explicit BEGIN under autocommit, where psycopg2's commit
         # and rollback do nothing.
         _execute(conn, how.upper())
+
+
+def _call_back(callback: Callable[[Connection], object], conn: Connection) -> None:
+    """Call a function of the program's with a connection; the server may be lost in it."""
+    try:
+        call_back(callback, conn)
+    except psycopg2.Error as error:
+        if conn.closed:
+            mark(error, FailureKind.CUT)
+        raise
+
+
+def _configure_failed(why: str) -> psycopg2.ProgrammingError:
+    error = psycopg2.ProgrammingError(f"configure failed: {why}")
+    mark(error, FailureKind.CALLBACK)
+    return error
+
+
+def _was_never_sent(error: psycopg2.Error, parameters: Mapping[str, str]) -> bool:
+    """Tell whether libpq raised an error before it connected, in words that are not known."""
+    if recognise(str(error)) is not None:
+        return False
+    host, address, port = (effective(parameters, name) for name in ("host", "hostaddr", "port"))
+    is_list = any("," in (value or "") for value in (host, address, port))
+    return not is_list and never_connected(error, host, address, int(port or DEFAULT_PORT))
+
+
+def _readable_error(error: UnicodeDecodeError) -> psycopg2.OperationalError:
+    """Return the error that psycopg2 could not tell, since its text is not UTF-8.
+
+    Before the login a server speaks in an encoding of its own.
+    """
+    return psycopg2.OperationalError(bytes(error.object).decode(error.encoding, "replace"))
 
 
 def _readable(fd: int) -> bool:

@@ -14,7 +14,8 @@ from collections.abc import Callable, Hashable, Sequence
 from .care import Care
 from .connector import Connection
 from .errors import PoolClosed, PoolError, PoolExhausted, PoolTimeout, TooManyRequests
-from .failures import reissue
+from .failure_kinds import FailureKind
+from .failures import classify, copy_error, is_interruption
 from .keyed import KeyedLoans
 from .loans import Loan, borrower, call_site
 from .log import logger
@@ -288,7 +289,7 @@ class Desk:
         that was interrupted may have left its work half done.
         """
         if waiter.patient and deadline.remaining() == 0:
-            raise self._report.timed_out(deadline)
+            raise self._report.given_up(deadline)
         self._upkeep.collect_lost()
         self._supply.close_all(self._store.settle())
         if self._has_workers:
@@ -299,15 +300,17 @@ class Desk:
             return
         if self._store.closed:  # by a thread that was interrupted before it told
             raise PoolClosed(f"connection pool is closed: {self._name!r}")
-        if waiter.patient or self._store.opening:
-            return
+        opening = bool(self._store.opening)
         if self._store.has_room():
-            _raise_if(self._supply.refusal(patient=False))
+            _raise_if(self._supply.refusal(patient=waiter.patient or opening))
+        if waiter.patient or opening:
+            return
         if len(self._store.lent) >= self._store.maxconn:
             raise PoolExhausted(f"connection pool exhausted: {self._report.explain()}")
 
     def _open_for(self, waiter: Waiter[Connection], deadline: Deadline) -> Steps[float]:
         """Without workers: open one oneself if there is room; return how long to wait then."""
+        self._supply.note_stalled()
         limit, until_allowed = self._supply.allowance()
         if not limit:
             return min(waiter.seconds, until_allowed)
@@ -315,17 +318,28 @@ class Desk:
         if permit is None:
             return waiter.seconds
         try:
-            yield functools.partial(
+            error = yield functools.partial(
                 self._open_and_keep, permit, deadline.remaining() if waiter.patient else None
             )
         finally:
             # Unused if the borrower's task was cancelled; whoever keeps the error keeps the step.
             self._store.drop_permit(permit)
+        if error is not None and not waiter.patient:
+            raise error
         return 0.0
 
-    def _open_and_keep(self, permit: Permit, seconds: float | None) -> None:
-        with contextlib.suppress(Exception):  # the waiter has been told
+    def _open_and_keep(self, permit: Permit, seconds: float | None) -> Exception | None:
+        """Open one; return the error of a callback of the program, which is this borrower's.
+
+        Other errors are told to all who wait.
+        """
+        try:
             self._supply.keep(self._supply.open(permit, seconds))
+        except Exception as error:
+            if is_interruption(error):
+                raise
+            return error if classify(error) is FailureKind.CALLBACK else None
+        return None
 
     def _fault(
         self, conn: Connection, most: float | None, now: float, test: bool | None = None
@@ -360,8 +374,8 @@ class Desk:
     def _prove(self, record: Record, test: bool) -> None:
         """Note that a connection that was never lent before is good."""
         if test:
-            self._supply.proved(record)
-        elif record.endpoint.doubtful:
+            self._supply.mark_proven(record)
+        elif record.endpoint.unproven:
             record.attention = True  # its loan will tell
 
     def _reject(self, conn: Connection, fault: Exception, deadline: Deadline) -> None:
@@ -373,13 +387,13 @@ class Desk:
             self._counters.add("connections_lost")
             if new:
                 # The next one would fare no better: not at once, that is.
-                self._supply.disappointed(fault, record)
+                self._supply.first_test_failed(fault, record)
                 if not deadline.is_patient:
-                    raise reissue(fault)
+                    raise copy_error(fault)
             else:
                 self._upkeep.suspect_others(fault, record)
         if deadline.is_patient and deadline.remaining() == 0:
-            raise self._report.timed_out(deadline)
+            raise self._report.given_up(deadline)
 
     def _needs_test(self, record: Record) -> bool:
         options = self._options
@@ -400,6 +414,7 @@ class Desk:
         with contextlib.suppress(KeyError):
             self._store.claim(conn.pool_record)
             self._supply.close_all(self._store.keep(conn, oldest=True))
+            self._supply.look_again(conn.pool_record)
 
     # -- taking back -------------------------------------------------------
 
@@ -440,8 +455,9 @@ class Desk:
             raise
         if worthy and fault is None:
             if not record.uses:
-                self._supply.proved(record)
+                self._supply.mark_proven(record)
             self._supply.close_all(self._store.give_back(conn, record))
+            self._supply.look_again(record)
         elif worthy:
             self._counters.add("returns_bad")
             record.uses += 1

@@ -13,18 +13,18 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from .addresses import AddressBook, Answer, Place
-from .breaker import Attempt, CircuitBreaker
+from .breaker import Attempt, CircuitBreaker, State, prompt_pause
 from .errors import HostResolutionError
-from .failures import Verdict, reissue
+from .failure_kinds import FailureKind
+from .failures import copy_error
 from .log import logger
+from .login_backoff import LoginBackoff
 from .resolver import NoSuchHost, Resolver
 from .targets import Target, effective, read_targets
 from .timing import Clock, chance, jitter
 
 FULL_PAUSE = 1.0
 """Seconds without a new connection after the server said that it has no more room."""
-ROLE_PAUSE = 0.25
-"""Seconds until an endpoint in the wrong role is asked again, if none is in the right one."""
 LOOKUP_PAUSE = 1.0
 """Seconds, at most, between two questions for a name of which nothing is known."""
 SHORTEST_LAG = 1.0
@@ -48,21 +48,24 @@ class Endpoint:
         "at_once",
         "breaker",
         "connect_seconds",
-        "doubtful",
         "full_until",
         "has_served",
         "host",
         "keywords",
         "lag",
         "last_error",
+        "login",
         "lot",
         "port",
         "priority",
         "reported",
         "returns",
         "revisit_at",
+        "unclear_words",
+        "unproven",
         "weight",
         "wrong_role",
+        "wrong_role_since",
         "wrong_role_until",
     )
 
@@ -82,10 +85,13 @@ class Endpoint:
         self.priority = 0  # RFC 2782's: the lowest is asked first
         self.weight = 0
         self.breaker = breaker
+        self.login = LoginBackoff()
+        self.unclear_words: str | None = None  # what its last answer said, if that is not known
         self.at_once = at_once  # how many attempts may run at a time
-        self.doubtful = False  # connections open there, and fail at once
+        self.unproven = False  # connections open there, and fail at once
         self.full_until = -math.inf
         self.wrong_role = False
+        self.wrong_role_since = -math.inf
         self.wrong_role_until = -math.inf
         self.connect_seconds: float | None = None
         self.last_error: BaseException | None = None
@@ -96,16 +102,33 @@ class Endpoint:
         self.returns = False  # it fails, but answers again: to be tried once in its turn
         self.lot = chance()  # who has one more than others: not the same in each process
 
+    @property
+    def is_failing(self) -> bool:
+        """Whether the last attempt failed, or its login was refused."""
+        return self.breaker.failing or self.login.is_refused
+
+    @property
+    def failures(self) -> int:
+        """How many attempts have failed in a row."""
+        return self.breaker.failures + self.login.refusals
+
+    @property
+    def state(self) -> State:
+        """What :meth:`.CircuitBreaker.state` says; one that refuses logins is left alone too."""
+        if not self.login.is_refused:
+            return self.breaker.state()
+        return "half-open" if self.breaker.in_flight else "open"
+
     def pause(self, now: float) -> float:
         """Return the seconds until it may be tried, 0.0 if it may now."""
-        until = max(self.full_until, self.wrong_role_until) - now
+        until = max(self.full_until, self.wrong_role_until, self.login.retry_at) - now
         return max(0.0, until, self.breaker.wait(now))
 
     def capacity(self, now: float) -> int:
         """Return how many attempts may run at a time now."""
         if self.pause(now):
             return 0
-        return 1 if self.breaker.failing else self.at_once
+        return 1 if self.is_failing else self.at_once
 
     def __repr__(self) -> str:
         name = self.host if self.address is None else f"{self.host or ''} ({self.address})"
@@ -225,14 +248,15 @@ class Endpoints:
         book = self._books[name]
         with self._lock:
             self._being_asked.add(name)
+            generation = book.generation
         try:
             answer = self._resolver.lookup(name, seconds)
         except NoSuchHost as error:
-            self._learn(book, error.answer)
+            self._learn(book, error.answer, generation)
             return error
         except BaseException as error:
             with self._lock:
-                book.failed(self._clock())
+                book.failed(self._clock(), generation)
             if not isinstance(error, HostResolutionError):
                 raise
             logger.debug("cannot look up %s: %s", name, error)
@@ -241,12 +265,12 @@ class Endpoints:
             with self._lock:
                 self._being_asked.discard(name)
                 self._asked_at = self._clock()
-        self._learn(book, answer)
+        self._learn(book, answer, generation)
         return None
 
-    def _learn(self, book: AddressBook, answer: Answer) -> None:
+    def _learn(self, book: AddressBook, answer: Answer, generation: int) -> None:
         with self._lock:
-            book.learn(answer, self._clock())
+            book.learn(answer, self._clock(), generation)
             self._list_locked()
 
     def _list_locked(self) -> None:
@@ -293,7 +317,7 @@ class Endpoints:
             return any(self._lags_locked(e) for e in self._endpoints.values())
 
     def _lags_locked(self, e: Endpoint) -> bool:
-        return e.breaker.failing or (e.wrong_role and self.session_attrs in _MANY)
+        return e.is_failing or (e.wrong_role and self.session_attrs in _MANY)
 
     def postpone(self, endpoint: Endpoint) -> None:
         """Leave one that fails alone for longer: it did not even answer."""
@@ -308,7 +332,7 @@ class Endpoints:
     def wanted(self) -> list[Endpoint]:
         """Return those that should have connections: not failing, in the best role and priority."""
         with self._lock:
-            healthy = [e for e in self._endpoints.values() if not e.breaker.failing]
+            healthy = [e for e in self._endpoints.values() if not e.is_failing]
             best = [e for e in healthy if not e.wrong_role]
             if not best and self.session_attrs == "prefer-standby":
                 best = healthy
@@ -343,9 +367,9 @@ class Endpoints:
             return Outlook(
                 limit,
                 min((e.pause(now) for e in endpoints if e.pause(now)), default=math.inf),
-                all(e.pause(now) or e.breaker.state() == "half-open" for e in endpoints),
+                all(e.pause(now) or e.state == "half-open" for e in endpoints),
                 any(e.full_until > now for e in endpoints),
-                all(e.breaker.state() != "closed" for e in endpoints),
+                all(e.state != "closed" for e in endpoints),
             )
 
     def begin(self, tried: Collection[Choice], load: Mapping[Endpoint, int]) -> Attempt | None:
@@ -362,7 +386,7 @@ class Endpoints:
             for endpoint in self._endpoints.values():
                 if (endpoint, self.role_to_ask(endpoint)) in tried or not endpoint.capacity(now):
                     continue
-                if endpoint.breaker.failing and endpoint.breaker.in_flight:
+                if endpoint.is_failing and endpoint.breaker.in_flight:
                     continue
                 rank = self._rank_locked(endpoint, load)
                 if best is None or rank < best:
@@ -381,7 +405,9 @@ class Endpoints:
             now = self._clock()
             # A pause for the role's sake is shorter than any attempt.
             return sum(
-                (e, self.role_to_ask(e)) not in tried and not e.breaker.wait(now)
+                (e, self.role_to_ask(e)) not in tried
+                and not e.breaker.wait(now)
+                and e.login.retry_at <= now
                 for e in self._endpoints.values()
             )
 
@@ -395,7 +421,7 @@ class Endpoints:
         connections = load.get(endpoint, 0) + endpoint.breaker.in_flight
         due = endpoint.returns or (not self._revisits and endpoint.revisit_at <= self._clock())
         return (
-            endpoint.breaker.failing and not due,
+            endpoint.is_failing and not due,
             endpoint.wrong_role,
             endpoint.priority,
             # RFC 2782: one of weight 0 has a very small chance beside others.
@@ -413,20 +439,21 @@ class Endpoints:
         with self._lock:
             endpoint: Endpoint = attempt.endpoint
             endpoint.connect_seconds = seconds
-            if endpoint.doubtful:
+            if endpoint.unproven:
                 endpoint.breaker.abandon(attempt)
                 return False
             endpoint.breaker.succeed(attempt)
             return self._recovered_locked(endpoint)
 
-    def proved(self, endpoint: Endpoint) -> bool:
+    def mark_proven(self, endpoint: Endpoint) -> bool:
         """Note that one of its connections is of use; return as :meth:`succeeded` does."""
         with self._lock:
-            endpoint.doubtful = False
+            endpoint.unproven = False
             endpoint.breaker.succeed(endpoint.breaker.begin())
             return self._recovered_locked(endpoint)
 
     def _recovered_locked(self, endpoint: Endpoint) -> bool:
+        endpoint.login.clear()
         endpoint.at_once = min(self._at_once, endpoint.at_once * 2)
         endpoint.last_error = None
         endpoint.full_until = -math.inf
@@ -435,47 +462,95 @@ class Endpoints:
         reported, endpoint.reported = endpoint.reported, False
         return reported
 
-    def disappointed(self, endpoint: Endpoint, error: BaseException, verdict: Verdict) -> None:
+    def first_test_failed(
+        self, endpoint: Endpoint, error: BaseException, kind: FailureKind
+    ) -> None:
         """Note that a connection failed as soon as it was open.
 
         From now on it takes a connection that is of use to prove the contrary.
         """
         with self._lock:
-            self.failed(self._begin_locked(endpoint), error, verdict)
-            endpoint.doubtful = endpoint.breaker.failing
+            self.failed(self._begin_locked(endpoint), error, kind)
+            endpoint.unproven = endpoint.is_failing
 
     def in_role(self, endpoint: Endpoint, is_right: bool) -> None:
         """Note whether a server is in the role that is wanted."""
         with self._lock:
+            now = self._clock()
+            if not endpoint.wrong_role:
+                endpoint.wrong_role_since = now
             endpoint.wrong_role = not is_right
             endpoint.wrong_role_until = -math.inf
             if not is_right and self.session_attrs != "prefer-standby":
-                endpoint.wrong_role_until = self._clock() + jitter(ROLE_PAUSE, 0.2)
+                pause = prompt_pause(now - endpoint.wrong_role_since)
+                endpoint.wrong_role_until = now + jitter(pause, 0.2)
 
-    def failed(self, attempt: Attempt, error: BaseException, verdict: Verdict) -> None:
+    def failed(self, attempt: Attempt, error: BaseException, kind: FailureKind) -> None:
         """Note that an attempt failed."""
         with self._lock:
             now = self._clock()
             endpoint: Endpoint = attempt.endpoint
             endpoint.at_once = 1
-            if isinstance(error, Exception) and verdict is not Verdict.ROLE:
-                endpoint.last_error = reissue(error)
+            if kind is not FailureKind.ROLE:
+                endpoint.last_error = copy_error(error)
             self._postpone_locked(endpoint)
-            if verdict is Verdict.ROLE:
+            if kind is FailureKind.LOGIN:
                 endpoint.breaker.succeed(attempt)  # it answers
+                endpoint.login.refuse(now)
+                return
+            endpoint.login.clear()
+            if kind is FailureKind.ROLE:
+                endpoint.breaker.succeed(attempt)
                 self.in_role(endpoint, False)
-            elif verdict is Verdict.FULL:
+            elif kind is FailureKind.FULL:
                 endpoint.breaker.abandon(attempt)
                 endpoint.full_until = now + jitter(FULL_PAUSE, 0.2)
-            elif verdict in (Verdict.REFUSED, Verdict.SILENT):
-                endpoint.breaker.fail(attempt, now, prompt=verdict is Verdict.REFUSED)
-            else:
+            elif kind is FailureKind.MISTAKE:
                 endpoint.breaker.abandon(attempt)
+            else:
+                endpoint.breaker.fail(attempt, now, prompt=kind is not FailureKind.SILENT)
+
+    def interrupted(self, attempt: Attempt) -> None:
+        """Note that an attempt was interrupted, which says nothing of its endpoint."""
+        with self._lock:
+            attempt.endpoint.breaker.abandon(attempt)
+
+    def refuse_all_logins(self) -> bool:
+        """Tell whether every endpoint has refused the login, and none may be tried now."""
+        with self._lock:
+            now = self._clock()
+            return bool(self._endpoints) and all(
+                e.login.is_refused and (e.pause(now) or e.breaker.in_flight)
+                for e in self._endpoints.values()
+            )
+
+    def longest_connect(self) -> float | None:
+        """Return how many seconds the last connect took where it took longest, if any is known."""
+        with self._lock:
+            known = [e.connect_seconds for e in self._endpoints.values()]
+        return max((s for s in known if s is not None), default=None)
+
+    def awaits_reply(self) -> bool:
+        """Tell whether a name is to be looked up before the next connection is opened."""
+        with self._lock:
+            return any(book.awaits_reply for book in self._books.values())
+
+    def start_anew(self) -> None:
+        """Note that something has changed: look names up, and try refused logins, at once."""
+        with self._lock:
+            for book in self._books.values():
+                book.start_anew()
+            for endpoint in self._endpoints.values():
+                endpoint.login.retry_now()
 
     def failures_to_report(self, tried: Collection[Endpoint]) -> list[Endpoint]:
-        """Return those that fail although they have served, each once until it succeeds."""
+        """Return those that fail although they have served, or refuse logins; each once."""
         with self._lock:
-            found = [e for e in tried if e.breaker.failing and e.has_served and not e.reported]
+            found = [
+                e
+                for e in tried
+                if e.is_failing and (e.has_served or e.login.is_refused) and not e.reported
+            ]
             for endpoint in found:
                 endpoint.reported = True
         return found

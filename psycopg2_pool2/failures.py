@@ -1,36 +1,30 @@
-"""What an error met while connecting means, and how it is told: pure.
+"""What an error met while connecting means, and how it is told again: pure.
 
-libpq reports no SQLSTATE for a failed connection, only the text, so errors are
-told apart by the (English) words of the server's messages; a server that speaks
-another language is taken for one that may recover.
+libpq reports no SQLSTATE for a failed connection, only a text, in the language
+of the server.  What the text does not tell is found out by asking the server:
+see :mod:`.inquiry`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import enum
 import re
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import psycopg2
 
 from .errors import HostResolutionError
+from .failure_kinds import FailureKind, is_answer, of_sqlstate, recognise
+from .interruptions import raised_by_handler
 
-
-class Verdict(enum.Enum):
-    """What trying again can do about a failure."""
-
-    FINAL = "trying again cannot mend it"
-    FULL = "the server has no room for more connections"
-    REFUSED = "the server answered, or its machine did"
-    SILENT = "nobody answered"
-    ROLE = "the server is not in the role that is wanted"
+T = TypeVar("T")
 
 
 class SilenceError(psycopg2.OperationalError):
-    """The server did not answer within the time that a test or a clean-up may take."""
+    """The server did not answer in time: a test, a clean-up, or a new connection."""
 
-    pool_verdict = Verdict.SILENT
+    pool_failure_kind = FailureKind.SILENT
     since: float  # by the monotonic clock
 
 
@@ -42,60 +36,67 @@ def silence(since: float, seconds: float) -> SilenceError:
 
 
 class WrongRoleError(psycopg2.OperationalError):
-    """The server is not in the role any more that the pool is for."""
+    """The server is no longer in the role that the pool is for."""
 
-    pool_verdict = Verdict.ROLE
-
-
-# Compiled at their first use.
-# SQLSTATE 28P01, 28000, 3D000, 42501, and what libpq cannot make sense of.
-_FINAL = (
-    r"password authentication failed|no password supplied|authentication failed for user"
-    r"|no pg_hba\.conf entry|pg_hba\.conf rejects|role .* does not exist"
-    r"|is not permitted to log in|database .* does not exist|permission denied for database"
-    r"|is not currently accepting connections|authentication method .* not supported"
-    r"|invalid \S+ value|invalid port number|invalid connection option|could not match \d+"
-    r"|definition of service|service file|does not support SSL, but SSL was required"
-    r"|root certificate file|certificate verify failed|does not match host name"
-    r"|unsupported (options )?startup parameter"  # PgBouncer
-    r"|Feature not supported: RDS Proxy"
-)
-# SQLSTATE 53300.
-_FULL = (
-    r"too many clients already|remaining connection slots are reserved|too many connections for"
-    r"|no more connections allowed"  # PgBouncer
-)
-# libpq's, for target_session_attrs.
-_ROLE = r"session is (not )?read-only|server is (not )?in hot standby mode"
-_SILENT = r"timeout expired|timed out|No route to host|Network is unreachable"
-_MEANINGS = (
-    (_ROLE, Verdict.ROLE),
-    (_FULL, Verdict.FULL),
-    (_FINAL, Verdict.FINAL),
-    (_SILENT, Verdict.SILENT),
-)
+    pool_failure_kind = FailureKind.ROLE
 
 
-def judge(error: BaseException) -> Verdict:
-    """Tell what trying again can do about an error met while connecting."""
-    verdict = getattr(error, "pool_verdict", None)
-    if isinstance(verdict, Verdict):
-        return verdict
-    if not isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError, OSError)):
-        return Verdict.FINAL
+def classify(error: BaseException) -> FailureKind | None:
+    """Return what an error met while connecting means.
+
+    None if the server answered in words that are not known: it has to be asked.
+    """
+    kind = getattr(error, "pool_failure_kind", None)
+    if isinstance(kind, FailureKind):
+        return kind
     if isinstance(error, HostResolutionError):
-        return Verdict.FINAL if error.is_definite else Verdict.SILENT
-    text = str(error)
-    return next((v for pattern, v in _MEANINGS if re.search(pattern, text)), Verdict.REFUSED)
+        return FailureKind.MISTAKE if error.is_definite else FailureKind.SILENT
+    if isinstance(error, OSError):
+        return FailureKind.CUT
+    if not isinstance(error, psycopg2.Error):
+        return FailureKind.CALLBACK
+    text, pgcode = str(error), error.pgcode
+    if isinstance(error, psycopg2.ProgrammingError) and not pgcode:
+        return FailureKind.MISTAKE  # a dsn or keyword that cannot be read
+    known = recognise(text)
+    if known is None and pgcode:
+        return of_sqlstate(pgcode)
+    if known is None and not is_answer(text):
+        return FailureKind.CUT
+    return known
 
 
-def transient(error: Exception) -> None:
-    """Mark an error of a user's callback as one that trying again may mend."""
-    with contextlib.suppress(AttributeError):  # of a class with slots
-        error.pool_verdict = Verdict.REFUSED  # type: ignore[attr-defined]
+def mark(error: BaseException, kind: FailureKind) -> None:
+    """Note on an error what it means, where its text does not tell."""
+    try:
+        error.pool_failure_kind = kind  # type: ignore[attr-defined]
+    except AttributeError:
+        pass  # of a class with slots
 
 
-def reissue(error: BaseException) -> BaseException:
+def is_interruption(error: BaseException) -> bool:
+    """Tell whether an error is neither the driver's, nor the system's, nor a callback's.
+
+    It is the program's own then, raised by a signal handler or by another thread,
+    and has to reach the borrower in whose thread it was raised.
+    """
+    if not isinstance(error, Exception) or raised_by_handler(error):
+        return True
+    known = isinstance(getattr(error, "pool_failure_kind", None), FailureKind)
+    return not known and not isinstance(error, (psycopg2.Error, OSError))
+
+
+def call_back(callback: Callable[..., T], *args: Any) -> T:
+    """Call a function of the program's; note on what it raises that it was the function's."""
+    try:
+        return callback(*args)
+    except Exception as error:
+        if not raised_by_handler(error):
+            mark(error, FailureKind.CALLBACK)
+        raise
+
+
+def copy_error(error: BaseException) -> BaseException:
     """Return a copy to raise, since one exception raised in two threads mixes their tracebacks."""
     try:
         twin = copy.copy(error)
@@ -103,6 +104,9 @@ def reissue(error: BaseException) -> BaseException:
         return error
     twin.__cause__ = error.__cause__
     twin.__suppress_context__ = True
+    kind = getattr(error, "pool_failure_kind", None)
+    if isinstance(kind, FailureKind):
+        mark(twin, kind)  # psycopg2's errors lose what was added to them
     return twin.with_traceback(None)
 
 

@@ -8,11 +8,8 @@ as :mod:`logging` reports what :meth:`logging.Handler.emit` raises.
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Iterator
-from types import CodeType
-from typing import Any
 
+from .interruptions import raised_by_handler
 from .threads import is_own_thread
 from .timing import Clock, monotonic
 
@@ -81,36 +78,7 @@ class Seldom:
 
 
 def _is_for_the_caller(error: BaseException) -> bool:
-    return not isinstance(error, Exception) or is_from_signal_handler(error)
-
-
-def is_from_signal_handler(error: BaseException) -> bool:
-    """Tell whether a handler that is set by :func:`signal.signal` has raised an exception.
-
-    Handlers run in the main thread, in the middle of whatever it does: what they raise is for the
-    program, and tells nothing about what it interrupted.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        return False
-    handlers = set(_signal_handlers())
-    traceback = error.__traceback__
-    while traceback is not None:
-        if traceback.tb_frame.f_code in handlers:
-            return True
-        traceback = traceback.tb_next
-    return False
-
-
-def _signal_handlers() -> Iterator[CodeType]:
-    import signal
-
-    for number in signal.valid_signals():
-        handler: Any = signal.getsignal(number)
-        handler = getattr(handler, "func", handler)  # of a functools.partial
-        for function in (handler, type(handler).__call__) if callable(handler) else ():
-            code = getattr(function, "__code__", None)  # a method has its function's
-            if isinstance(code, CodeType):
-                yield code
+    return not isinstance(error, Exception) or raised_by_handler(error)
 
 
 def _report(level: int, message: str, args: tuple[object, ...]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from . import checks
 from .configuration import Config, Configuration, read_configuration
 from .errors import PoolError
-from .failures import reissue
+from .failures import copy_error, is_interruption
 from .log import logger
 from .pool import ConnectionPool
 
@@ -186,7 +186,7 @@ class PoolManager:
             if pool is not None:
                 return pool
             if making.error is not None:
-                raise reissue(making.error)
+                raise copy_error(making.error)
             making.owner = threading.get_ident()
             error = None
             try:
@@ -194,7 +194,8 @@ class PoolManager:
                 entry = _Entry(configuration, begun, ConnectionPool(**configuration.arguments))
                 return self._put(entry, after)
             except Exception as failure:
-                error = reissue(failure)  # without a traceback, which would lead back here
+                if not is_interruption(failure):  # which is this thread's alone
+                    error = copy_error(failure)  # without a traceback, which would lead back here
                 raise
             finally:
                 making.owner = None

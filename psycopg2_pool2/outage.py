@@ -7,14 +7,15 @@ import math
 import threading
 from collections.abc import Callable
 
-from .failures import Verdict, judge, reissue
+from .failure_kinds import FailureKind
+from .failures import classify, copy_error
 from .log import logger
 from .timing import Clock
 
 REMEMBERED = 0.25
-"""Seconds that a final error is told to newcomers instead of being asked for again."""
-LONGEST_FINAL_PAUSE = 60.0
-"""Seconds between attempts that nobody waits for, when the last error was final."""
+"""Seconds that a mistake is told to newcomers instead of being tried again."""
+LONGEST_PAUSE = 60.0
+"""Seconds between attempts that nobody waits for, when the last error was a mistake."""
 LONG_ENOUGH = 30.0
 """Seconds between two outages that are logged as a warning; a server may come and go."""
 
@@ -31,9 +32,9 @@ class Outage:
         self._clock = clock
         self._lock = threading.RLock()  # guards what follows
         self._last: BaseException | None = None
-        self._final: BaseException | None = None
-        self._final_since = 0.0
-        self._final_pause = REMEMBERED
+        self._mistake: BaseException | None = None
+        self._mistake_since = 0.0
+        self._mistake_pause = REMEMBERED
         self._since: float | None = None
         self._attempts = 0
         self._warned = False
@@ -45,26 +46,26 @@ class Outage:
         return self._last
 
     @property
-    def final_error(self) -> BaseException | None:
-        """The error that trying again cannot mend, while it is told instead of asked for again."""
+    def mistake(self) -> BaseException | None:
+        """What libpq rejected before it connected, while that is told instead of tried again."""
         with self._lock:
-            return self._final if self._is_remembered_locked() else None
+            return self._mistake if self._is_remembered_locked() else None
 
     def rest(self) -> float:
-        """Return in how many seconds the next attempt is due after a final error."""
+        """Return in how many seconds the next attempt is due after a mistake."""
         with self._lock:
             if not self._is_remembered_locked():
                 return 0.0
-            return self._final_since + self._final_pause - self._clock()
+            return self._mistake_since + self._mistake_pause - self._clock()
 
     def _is_remembered_locked(self) -> bool:
-        return self._final is not None and self._clock() < self._final_since + REMEMBERED
+        return self._mistake is not None and self._clock() < self._mistake_since + REMEMBERED
 
     def end(self) -> None:
         """Note that an attempt has succeeded."""
         with self._lock:
-            self._last = self._final = None
-            self._final_pause = REMEMBERED
+            self._last = self._mistake = None
+            self._mistake_pause = REMEMBERED
             since, self._since = self._since, None
             attempts, self._attempts = self._attempts, 0
         if since is not None:
@@ -78,14 +79,14 @@ class Outage:
 
     def note(self, error: BaseException) -> None:
         """Note that an attempt has failed."""
-        kept = reissue(error)
+        kept = copy_error(error)
         with self._lock:
             now = self._clock()
             self._last = kept
-            if judge(error) is Verdict.FINAL:
-                if self._final is not None:
-                    self._final_pause = min(self._final_pause * 2, LONGEST_FINAL_PAUSE)
-                self._final, self._final_since = kept, now
+            if classify(error) is FailureKind.MISTAKE:
+                if self._mistake is not None:
+                    self._mistake_pause = min(self._mistake_pause * 2, LONGEST_PAUSE)
+                self._mistake, self._mistake_since = kept, now
             self._attempts += 1
             is_first, self._since = self._since is None, self._since or now
             self._warned = self._warned if not is_first else now >= self._silent_until

@@ -95,7 +95,8 @@ class ConnectionPool:
         How often to test what stays idle.  0: never.
     ``configure``
         Called with each new connection before its first use; a transaction that
-        it leaves open is committed.  What it raises reaches the borrowers.
+        it leaves open is committed.  If it raises, another connection is tried
+        until the borrower's time is over, which then gets that error as it is.
     ``reset``
         What is done on return beside ROLLBACK and putting psycopg2's settings
         back.  ``"session"``: DISCARD ALL.  A callable gets the connection; if it
@@ -227,7 +228,7 @@ class ConnectionPool:
         upkeep = Upkeep(
             self.name, options, store, care, supply, balance, monitor, counters, clock, jumps
         )
-        supply.introduce_to(upkeep.welcome, upkeep.balance_soon)
+        supply.report_to(upkeep)
         report = Report(self.name, store, supply, counters, options.debug, clock)
         self._desk = Desk(self.name, options, store, care, supply, upkeep, report, counters, clock)
         self._monitor, self._counters, self._store = monitor, counters, store
@@ -244,7 +245,7 @@ class ConnectionPool:
         options = self._options
         return Endpoints(
             self._connector.parameters,
-            Resolver(options.resolver),
+            Resolver(options.resolver, may_wait=options.num_workers > 0),
             options.address_timeout,
             options.breaker or CircuitBreaker(),
             options.num_workers or sys.maxsize,  # without workers each opens his own
@@ -498,7 +499,7 @@ class ConnectionPool:
         self._notice_fork()
         deadline = Deadline(checks.seconds("timeout", timeout), self._clock, self._clock())
         self._start_if_needed()
-        while not self._is_warm():
+        while self._store.closed or not self._is_warm():
             if self._store.closed:
                 raise PoolClosed(f"connection pool is closed: {self.name!r}")
             if deadline.remaining() == 0:
@@ -525,10 +526,17 @@ class ConnectionPool:
     clear = discard_all_idle
 
     def drain(self) -> None:
-        """Replace every connection: the idle ones now, those in use when they come back."""
+        """Replace every connection: the idle ones now, those in use when they come back.
+
+        To be called when something has changed: host names are looked up anew,
+        and only what that answer names counts; logins that were refused are
+        tried again at once.
+        """
         self._notice_fork()
         self._supply.drain()
         self.discard_all_idle()
+        self._upkeep.balance()
+        self._supply.grow()
 
     def shutdown(self, timeout: float | None = None) -> None:
         """Close the pool; harmless when repeated.

@@ -1,46 +1,42 @@
-"""What a host name stands for: the only importer of dnspython.
+"""What a host name stands for: the hosts file, then DNS, then whatever else the system asks.
 
 A name in the hosts file is never asked of DNS, as the usual ``hosts: files dns``
-of nsswitch.conf has it; one that DNS does not know is left to ``getaddrinfo``,
-which may ask others (multicast DNS, LDAP, a container's own).  dnspython is
-imported, and the system's configuration read, when a name is first asked of DNS.
+of nsswitch.conf has it.  One to which DNS gives no usable answer, for whatever
+reason, is left to ``getaddrinfo``: it may ask others (multicast DNS, LDAP, a
+container's own), and it is what libpq would use.  dnspython is imported, and the
+system's configuration read, when a name is first asked of DNS.
 """
 
 from __future__ import annotations
 
-import copy
 import os
 import socket
-import sys
-import time
-from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .addresses import NOBODY, Answer, Place
 from .errors import HostResolutionError
+from .hosts_file import HOSTS_FILE, HostsFile
+from .interruptions import let_through
+from .nsswitch import NSSWITCH_FILE, NameServices
+from .resolv_conf import RESOLV_CONF, SystemConfiguration
 from .targets import is_srv, numeric
 from .timing import Deadline, monotonic
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from .dns_exchange import Records
+    from .dns_query import Reply
 
 UNTIMED_TTL = 10.0
 """Seconds that an answer without a TTL is valid: getaddrinfo's, or a callable's."""
 FILE_TTL = 60.0
 """Seconds that what the hosts file says is valid; it changes by hand."""
-AAAA_PATIENCE = 1.0
-"""Seconds to wait for IPv6 addresses when there are others, if those came at once.
-
-Some name servers never answer such a question.
-"""
-
-if sys.platform == "win32":
-    HOSTS_FILE = os.path.expandvars(r"%SystemRoot%\System32\drivers\etc\hosts")
-else:
-    HOSTS_FILE = "/etc/hosts"
+DNS_SHARE = 0.8
+"""Of a lookup's time, what DNS may take; the rest is for getaddrinfo."""
 
 
 class NameServerSilent(HostResolutionError):
-    """Nobody answered, or only that he cannot: what was known before stays true."""
+    """No usable answer came: what was known before stays true."""
 
 
 class NoSuchHost(HostResolutionError):
@@ -51,7 +47,7 @@ class NoSuchHost(HostResolutionError):
 
 
 class Resolver:
-    """Find the addresses of names.
+    """Find the addresses of names; safe to use from any thread.
 
     ``resolver`` is None for the system's configuration, a dnspython Resolver
     (anything with its ``resolve``), or a callable that takes a name and returns
@@ -60,7 +56,10 @@ class Resolver:
     A question to DNS ends in time.  getaddrinfo and a callable cannot be
     interrupted: they take as long as they take (the system's resolver has a
     limit of its own), in a thread that no borrower depends on where the pool has
-    workers.
+    workers.  So getaddrinfo is not asked where name servers were silent, which
+    makes it take as long again, for a name that DNS has answered before: what is
+    known of it stays in use.  ``may_wait=False``, for a pool without workers,
+    says the same of every name.
     """
 
     def __init__(
@@ -68,14 +67,21 @@ class Resolver:
         resolver: Any = None,
         *,
         hosts_file: str = HOSTS_FILE,
+        resolv_conf: str = RESOLV_CONF,
+        nsswitch: str = NSSWITCH_FILE,
+        may_wait: bool = True,
     ) -> None:
         self._given = resolver if hasattr(resolver, "resolve") else None
         self._callable: Any = resolver if self._given is None else None
-        self._hosts_file = _HostsFile(hosts_file)
-        self._system: Any = None  # a dnspython Resolver that has read resolv.conf
+        self._hosts_file = HostsFile(hosts_file)
+        self._services = NameServices(nsswitch)
+        self._configuration = SystemConfiguration(resolv_conf)
+        self._may_wait = may_wait
+        # The types of record that the last answers of DNS for a name have had.
+        self._types: dict[str, frozenset[str]] = {}
 
     def lookup(self, name: str, seconds: float) -> Answer:
-        """Return what ``name`` stands for; blocks for at most ``seconds``.
+        """Return what ``name`` stands for; DNS gets at most ``seconds``.
 
         Raises :class:`NameServerSilent` or :class:`NoSuchHost`, and TypeError if
         a callable returns anything but addresses.
@@ -84,129 +90,120 @@ class Resolver:
         if self._callable is not None:
             answer = self._ask_callable(question)
         elif is_srv(name):
-            answer = self._services(question)
+            answer = self._find_service(question)
         else:
-            answer = self._addresses(question)
+            answer = self._find_host(question)
         if not answer.places:
             raise question.nobody()
         return answer
 
     # -- addresses ---------------------------------------------------------
 
-    def _addresses(self, question: _Question) -> Answer:
-        name = question.name.rstrip(".").lower()
-        if name == "localhost" or self._hosts_file.has(name):
-            return self._ask_system(question, FILE_TTL)
-        answer = self._ask_dns(question)
-        return answer if answer.places else self._ask_system(question, UNTIMED_TTL)
+    def _find_host(self, question: _Question, *, is_target: bool = False) -> Answer:
+        """Return the addresses of a name; that of a service is not worth a long wait."""
+        name = question.name
+        ttl = self._system_ttl(name)
+        if ttl is not None:
+            return self._ask_system(question, ttl)
+        may_wait = self._may_wait and not is_target and name not in self._types
+        reply = self._ask_dns(question, ("A", "AAAA"), DNS_SHARE if may_wait else 1.0)
+        if reply.records:
+            return self._known_by_dns(name, reply)
+        if reply.was_silent and not may_wait:
+            raise question.silent(*reply.complaints)
+        answer = self._ask_system(question, UNTIMED_TTL, reply)
+        self._types.pop(name, None)
+        return answer
 
-    def _ask_dns(self, question: _Question) -> Answer:
-        """Ask for A and AAAA, one after the other: a silent server costs the time once."""
-        four = self._query(question, question.name, "A")
-        if four is None:  # there is no such name, so no AAAA either
-            return NOBODY
-        found = [*_timed_addresses(four)]
-        lifetime = question.left()
-        if found:
-            lifetime = min(lifetime, max(AAAA_PATIENCE, 2.0 * question.elapsed()))
-        try:
-            # Where the search list has led, and nowhere else.
-            six = self._query(question, getattr(four, "qname", question.name), "AAAA", lifetime)
-        except NameServerSilent:
-            if not found:
-                raise
-        else:
-            found += _timed_addresses(six or ())
-        return _joined(found)
-
-    def _query(
-        self, question: _Question, name: Any, kind: str, lifetime: float | None = None
-    ) -> Any:
-        """Return dnspython's answer, perhaps an empty one; None if there is no such name."""
-        import dns.exception
-        import dns.name
-        import dns.resolver
-
-        unknown = (
-            dns.resolver.NXDOMAIN,
-            dns.resolver.YXDOMAIN,
-            dns.resolver.NoAnswer,
-            dns.resolver.NoResolverConfiguration,  # getaddrinfo may know where to ask
-            dns.exception.SyntaxError,  # not a name that DNS could know
-            dns.name.NameTooLong,
-            dns.name.IDNAException,
-        )
-        seconds = question.left() if lifetime is None else lifetime
-        try:
-            return self._dns_resolver(seconds).resolve(
-                name, kind, raise_on_no_answer=False, lifetime=seconds, search=True
-            )
-        except unknown:
-            return None
-        except Exception as error:
-            # Read the configuration again next time: it may name others by then.
-            self._system = None
-            raise question.silent(str(error) or type(error).__name__) from error
-
-    def _dns_resolver(self, seconds: float) -> Any:
+    def _system_ttl(self, name: str) -> float | None:
+        """Return how long the system's answer is valid if DNS is not to be asked, else None."""
+        plain = name.lower().rstrip(".")
+        if plain == "localhost" or plain.endswith(".localhost") or self._hosts_file.has(name):
+            return FILE_TTL
         if self._given is not None:
-            return self._given
-        if self._system is None:
-            import dns.resolver
+            return None
+        has_alias = "." not in name and bool(os.environ.get("HOSTALIASES"))
+        return UNTIMED_TTL if has_alias or self._services.come_first(plain) else None
 
-            self._system = dns.resolver.Resolver()
-        resolver = copy.copy(self._system)
-        # So that one of several name servers that is down leaves time for the others.
-        servers = max(1, len(resolver.nameservers))
-        resolver.timeout = min(resolver.timeout, seconds / (2 * servers))
-        return resolver
+    def _ask_dns(self, question: _Question, kinds: tuple[str, ...], share: float) -> Reply:
+        """Ask for records of these types; whatever goes wrong is in the reply."""
+        from .dns_query import Reply, ask
+
+        seconds = share * question.left()
+        try:
+            if self._given is not None:
+                from .dns_given import ask_given
+
+                return ask_given(self._given, question.name, kinds, seconds)
+            configuration = self._configuration.read()
+            if not configuration.use_ipv6:
+                kinds = tuple(kind for kind in kinds if kind != "AAAA")
+            return ask(configuration, configuration.candidates(question.name), kinds, seconds)
+        except Exception as error:
+            let_through(error)
+            return Reply(failed=frozenset(kinds), complaints=(str(error) or type(error).__name__,))
+
+    def _known_by_dns(self, name: str, reply: Reply) -> Answer:
+        """Return the answer, complete unless a type that there was before has failed."""
+        found = [each for records in reply.records.values() for each in _timed(records)]
+        missing = reply.failed & self._types.get(name, frozenset())
+        self._types[name] = missing | frozenset(reply.records)
+        return _joined(found)._replace(complete=not missing)
 
     # -- services ----------------------------------------------------------
 
-    def _services(self, question: _Question) -> Answer:
-        answer = self._query(question, question.name, "SRV")
-        records = [] if answer is None else [r for r in answer if r.target.to_text() != "."]
-        if not records:
-            return NOBODY
-        additional = _additional(answer)
-        found: list[tuple[Place, float]] = []
+    def _find_service(self, question: _Question) -> Answer:
+        reply = self._ask_dns(question, ("SRV",), 1.0)
+        if not reply.records:
+            if reply.is_definite:
+                return NOBODY
+            raise question.silent(*reply.complaints)
+        found = reply.records["SRV"]
+        records = [record for record in found.records if record.target.to_text() != "."]
+        places: list[tuple[Place, float]] = []
         silence: NameServerSilent | None = None
-        ttl = _ttl(answer)
-        for record in records:
+        for number, record in enumerate(records):
             try:
-                places = additional.get(record.target) or self._target(question, record.target)
+                at = found.additional.get(record.target) or self._find_target(
+                    question, record.target, len(records) - number
+                )
             except NameServerSilent as error:
                 silence = error
                 continue
-            found += [(_served(place, record), min(ttl, seconds)) for place, seconds in places]
-        if silence is not None and not found:
+            places += [(_served(one, record), min(found.ttl, seconds)) for one, seconds in at]
+        if silence is not None and not places:
             raise silence
-        return _joined(found)._replace(complete=silence is None)
+        return _joined(places)._replace(complete=silence is None)
 
-    def _target(self, question: _Question, target: Any) -> list[tuple[Place, float]]:
+    def _find_target(
+        self, question: _Question, target: Any, are_left: int
+    ) -> list[tuple[str, float]]:
+        """Return the addresses of one of the targets that are left to look up."""
+        name = target.to_text(omit_final_dot=True)
+        if not self._hosts_file.has(name):
+            name = target.to_text()  # the last dot keeps it out of the search list
         try:
-            # With its last dot, which keeps it out of the search list.
-            answer = self._addresses(question._replace(name=target.to_text()))
+            answer = self._find_host(question.part(name, are_left), is_target=True)
         except NoSuchHost:
             return []
-        return [(place, answer.ttl) for place in answer.places]
+        return [(place.address, answer.ttl) for place in answer.places]
 
     # -- what cannot be interrupted ----------------------------------------
 
-    def _ask_system(self, question: _Question, ttl: float) -> Answer:
-        name = question.name
+    def _ask_system(self, question: _Question, ttl: float, reply: Reply | None = None) -> Answer:
+        """Ask getaddrinfo, perhaps after DNS gave this reply."""
+        before = () if reply is None or reply.is_definite else reply.complaints
+        if not question.left():
+            raise question.silent(*before, "no time was left to ask the system")
         try:
-            if not question.left():
-                raise question.silent("no time was left to ask")
-            infos = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
-        except socket.gaierror as error:
-            if error.errno in _nobody_codes():
+            infos = _getaddrinfo(question.name)
+        except (OSError, UnicodeError) as error:
+            let_through(error)
+            # Of a name server that failed some systems say too that there is no such name.
+            if _is_nobody(error) and (reply is None or reply.is_definite):
                 raise question.nobody() from error
-            raise question.silent(f"getaddrinfo says {error.strerror}") from error
-        except UnicodeError as error:  # a label is empty or too long
-            raise question.nobody() from error
-        except OSError as error:
-            raise question.silent(f"getaddrinfo says {error.strerror}") from error
+            text = getattr(error, "strerror", None) or type(error).__name__
+            raise question.silent(*before, f"getaddrinfo says {text}") from error
         return _joined((Place(_scoped(info[4])), ttl) for info in infos)
 
     def _ask_callable(self, question: _Question) -> Answer:
@@ -214,6 +211,7 @@ class Resolver:
         try:
             given = _listed(self._callable(name))
         except Exception as error:
+            let_through(error)
             # Its text is the user's, and may tell a secret.
             raise question.silent(f"resolver raised {type(error).__name__}") from error
         return _joined((Place(address), UNTIMED_TTL) for address in _checked(given))
@@ -229,76 +227,47 @@ class _Question(NamedTuple):
     def left(self) -> float:
         return self.deadline.slice(self.seconds)
 
-    def elapsed(self) -> float:
-        return self.deadline.elapsed()
+    def part(self, name: str, number: int) -> _Question:
+        """Return a question for another name, with one part of so many of the time left."""
+        seconds = self.left() / number
+        return _Question(name, seconds, Deadline(seconds, monotonic, monotonic()))
 
     def nobody(self) -> NoSuchHost:
         return NoSuchHost(f'host "{self.name}" could not be resolved: there is no such name')
 
-    def silent(self, cause: str) -> NameServerSilent:
+    def silent(self, *causes: str) -> NameServerSilent:
         return NameServerSilent(
-            f'host "{self.name}" could not be resolved within {self.seconds:.2f} s: {cause}'
+            f'host "{self.name}" could not be resolved within {self.seconds:.2f} s: '
+            + "; ".join(causes)
         )
 
 
-class _HostsFile:
-    """Whether a name is in the hosts file, which is read again when it has changed."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        # Only of the names that were asked for: some list a hundred thousand others.
-        self._seen: tuple[object, dict[str, bool]] = (None, {})
-
-    def has(self, name: str) -> bool:
-        """Tell whether the file has a name, given in lower case."""
+def _getaddrinfo(name: str) -> list[Any]:
+    """Ask the system as libpq does: a name that is not ASCII as it stands, then as IDNA."""
+    forms: list[Any] = [name] if name.isascii() else [os.fsencode(name), name]
+    while len(forms) > 1:
         try:
-            status = os.stat(self._path)
-            version = status.st_mtime_ns, status.st_size, status.st_ino
-            if version != self._seen[0]:
-                self._seen = version, {}
-            seen = self._seen[1]
-            if name not in seen:
-                with open(self._path, encoding="utf-8", errors="replace") as file:
-                    seen[name] = name in _hosts_names(file)
-            return seen[name]
-        except OSError:
-            return False
+            return socket.getaddrinfo(forms.pop(0), None, type=socket.SOCK_STREAM)
+        except socket.gaierror:
+            pass
+    return socket.getaddrinfo(forms[0], None, type=socket.SOCK_STREAM)
 
 
-def _hosts_names(lines: Iterable[str]) -> Iterator[str]:
-    for line in lines:
-        yield from line.partition("#")[0].lower().split()[1:]
+def _is_nobody(error: Exception) -> bool:
+    if isinstance(error, UnicodeError):  # a label is empty or too long
+        return True
+    names = ("EAI_NONAME", "EAI_NODATA", "EAI_ADDRFAMILY")
+    codes = {getattr(socket, name) for name in names if hasattr(socket, name)}
+    return isinstance(error, socket.gaierror) and error.errno in codes
 
 
-def _timed_addresses(answer: Any) -> list[tuple[Place, float]]:
-    return [(Place(record.address), _ttl(answer)) for record in answer]
+def _timed(records: Records) -> list[tuple[Place, float]]:
+    return [(Place(record.address), records.ttl) for record in records.records]
 
 
-def _ttl(answer: Any) -> float:
-    """Return the shortest TTL of the chain of CNAMEs, less what it has spent in a cache."""
-    expiration = getattr(answer, "expiration", None)
-    if expiration is None:
-        return UNTIMED_TTL
-    chain = getattr(answer, "chaining_result", None)
-    longest = float("inf") if chain is None else float(chain.minimum_ttl)
-    return max(0.0, min(longest, float(expiration) - time.time()))
-
-
-def _additional(answer: Any) -> dict[Any, list[tuple[Place, float]]]:
-    """Return the addresses that the name server sent along, by name."""
-    found: dict[Any, list[tuple[Place, float]]] = {}
-    for rrset in getattr(getattr(answer, "response", None), "additional", ()):
-        found.setdefault(rrset.name, []).extend(
-            (Place(record.address), float(rrset.ttl))
-            for record in rrset
-            if hasattr(record, "address")
-        )
-    return found
-
-
-def _served(place: Place, record: Any) -> Place:
+def _served(address: str, record: Any) -> Place:
     host = record.target.to_text(omit_final_dot=True)
-    return Place(place.address, record.port, record.priority, record.weight, host)
+    return Place(address, record.port, record.priority, record.weight, host)
 
 
 def _joined(found: Iterable[tuple[Place, float]]) -> Answer:
@@ -317,11 +286,6 @@ def _scoped(sockaddr: tuple[Any, ...]) -> str:
     if len(sockaddr) == 4 and sockaddr[3] and "%" not in address:
         return f"{address}%{sockaddr[3]}"
     return address
-
-
-def _nobody_codes() -> set[int]:
-    names = ("EAI_NONAME", "EAI_NODATA", "EAI_ADDRFAMILY")
-    return {getattr(socket, name) for name in names if hasattr(socket, name)}
 
 
 def _listed(given: Any) -> Any:

@@ -30,8 +30,10 @@ other is not there):
    back.  It stays counted while the connection is opened.
 2. The new record is counted, *then* the permit is not any more.
 3. A waiter for whom one is being opened wants no second one, from the permit on
-   until he is served: what is admitted *arrives* until it is queued, and it is
-   queued and handed over in one section.
+   until it is served: what is admitted *arrives* until it is queued, and it is
+   queued and handed over in one section.  A permit whose opening has *stalled*
+   is help for nobody any more: it still counts for ``maxconn``, and not for what
+   is wanted.
 4. A connection that is to be closed stays on the books (``condemn`` says only
    that it no longer counts for ``minconn``) until its socket is closed; *then*
    ``forget`` strikes it out, and whoever did that looks for waiters.  A waiter
@@ -150,7 +152,10 @@ class Permit:
     interrupted thread comes back by itself.
     """
 
-    __slots__ = ("__weakref__",)
+    __slots__ = ("__weakref__", "since")
+
+    def __init__(self, now: float) -> None:
+        self.since = now
 
 
 class Waiter(Pause, ABC, Generic[T]):
@@ -217,6 +222,7 @@ class Store(Generic[T]):
         "_permits",
         "_popleft",
         "_settling",
+        "_stalled",
         "attention",
         "claim",
         "closed",
@@ -253,6 +259,7 @@ class Store(Generic[T]):
         self._arriving: set[Record] = set()  # those of them that have never been queued
         self._leaving: set[Record] = set()  # those of them that will not come back
         self._permits: weakref.WeakSet[Permit] = weakref.WeakSet()
+        self._stalled: weakref.WeakSet[Permit] = weakref.WeakSet()  # those of them of no help
         self._settling = False
         self.gone_uses = 0
         self.told_requests = 0
@@ -348,12 +355,18 @@ class Store(Generic[T]):
             item, waiter.item = waiter.item, None
         return item
 
-    def fail_waiters(self, make_error: Callable[[], BaseException], *, patient: bool = True) -> int:
-        """Have waiters raise, all of them or only the impatient; return how many."""
+    def fail_waiters(
+        self,
+        make_error: Callable[[], BaseException],
+        *,
+        patient: bool = True,
+        most: int | None = None,
+    ) -> int:
+        """Make waiters raise, all or only the impatient, the first ``most``; return how many."""
         with self._lock:
             # Invariant: each waiter gets a connection or an error, not both.
             waiting = list(self.waiters)  # which a re-entered section may change
-            failed = [w for w in waiting if w.item is None and (patient or not w.patient)]
+            failed = [w for w in waiting if w.item is None and (patient or not w.patient)][:most]
             for waiter in failed:
                 if waiter.item is None:  # else re-entered, and served
                     waiter.error = make_error()
@@ -376,24 +389,24 @@ class Store(Generic[T]):
     def take_permit(self, limit: float, *, spare: bool = False) -> Permit | None:
         """Take the right to open one more, if one is wanted and there is room.
 
-        At most ``limit`` permits are out at a time.  One is wanted for every
-        waiter, and for what is missing of ``floor``; ``spare`` wants one in
-        any case (for a replacement).
+        At most ``limit`` permits are out at a time, beside those that have
+        stalled.  One is wanted for every waiter, and for what is missing of
+        ``floor``; ``spare`` wants one in any case (for a replacement).
         """
         with self._lock:
             # Invariant: records + permits <= maxconn.  A permit is counted before
             # it is granted, so that a re-entered section cannot take the same room.
             if self.closed or len(self.records) + len(self._permits) >= self.maxconn:
                 return None
-            permit = Permit()
+            permit = Permit(self._clock())
             self._permits.add(permit)
-            opening = len(self._permits)
+            helping = len(self._permits) - len(self._stalled)
             unserved = len(self.waiters) - len(self._arriving)
             wanted = max(unserved, self.floor - self._live_locked())
             if (
-                opening > limit
-                or len(self.records) + opening > self.maxconn
-                or (opening > wanted and not spare)
+                helping > limit
+                or len(self.records) + len(self._permits) > self.maxconn
+                or (helping > wanted and not spare)
             ):
                 self._permits.discard(permit)
                 return None
@@ -402,7 +415,28 @@ class Store(Generic[T]):
     def drop_permit(self, permit: Permit) -> None:
         """Give a permit back unused; harmless when repeated."""
         with self._lock:
-            self._permits.discard(permit)
+            self._discard_permit_locked(permit)
+
+    def stall(self, permit: Permit) -> None:
+        """Note that what is being opened with a permit makes no progress; harmless afterwards."""
+        with self._lock:
+            if permit in self._permits:
+                self._stalled.add(permit)
+
+    def stall_older_than(self, seconds: float) -> float:
+        """Note that what has been opening for longer has stalled; return when the next one will.
+
+        That is in how many seconds, infinite if there is none.  Each that has
+        stalled adds to the patience with the others: it may be the server.
+        """
+        with self._lock:
+            now = self._clock()
+            for permit in sorted(self._permits - self._stalled, key=lambda p: p.since):
+                left = permit.since + seconds * (1 + len(self._stalled)) - now
+                if left > 0:
+                    return left
+                self._stalled.add(permit)
+        return math.inf
 
     def admit(self, permit: Permit, item: T) -> Record:
         """Exchange a permit for the record of what was opened with it."""
@@ -412,7 +446,7 @@ class Store(Generic[T]):
             item.pool_record = record
             self.records.add(record)
             self._arriving.add(record)
-            self._permits.discard(permit)
+            self._discard_permit_locked(permit)
             self._set_attention_locked()  # maxconn may have been lowered meanwhile
             return record
 
@@ -481,7 +515,7 @@ class Store(Generic[T]):
 
         So that nobody else gets it who wants one anywhere.
         """
-        permit = Permit()
+        permit = Permit(self._clock())
         with self._lock:
             # Invariant: the room is never free in between.
             self._permits.add(permit)
@@ -544,6 +578,17 @@ class Store(Generic[T]):
             return len(self._permits)
 
     @property
+    def helping(self) -> int:
+        """How many permits are out whose openings have not stalled."""
+        with self._lock:
+            return len(self._permits) - len(self._stalled)
+
+    def can_serve(self) -> bool:
+        """Tell whether anything is idle, in use or being opened."""
+        with self._lock:
+            return self._live_locked() > 0 or len(self._permits) > 0
+
+    @property
     def size(self) -> int:
         """How many connections exist or are being opened: what ``maxconn`` limits."""
         with self._lock:
@@ -566,6 +611,10 @@ class Store(Generic[T]):
             return self.told_requests
 
     # -- under the lock ----------------------------------------------------
+
+    def _discard_permit_locked(self, permit: Permit) -> None:
+        self._permits.discard(permit)
+        self._stalled.discard(permit)
 
     def _shed_locked(self, surplus: list[T]) -> None:
         while self.idle and (self.closed or self._live_locked() > self.maxconn):

@@ -1,4 +1,4 @@
-"""Open what is wanted and close what is not, with as much zeal as the servers bear.
+"""Open the missing connections and close the superfluous ones, backing off while servers fail.
 
 Every connection is opened under a permit of the store and struck out of its
 books only when its socket is closed.  While opening fails there is one attempt
@@ -14,20 +14,19 @@ import sys
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
-
-import psycopg2
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .bell import Bell
-from .breaker import Attempt
 from .care import Care
 from .connection import InheritedError
 from .connector import Connection, Connector
-from .endpoints import Choice, Endpoint, Endpoints
+from .dialer import Dialer, NotNowError
+from .endpoints import Endpoint, Endpoints
 from .errors import PoolUnavailable
-from .failures import Verdict, judge, reissue
-from .log import logger
+from .failure_kinds import FailureKind
+from .failures import classify, copy_error, is_interruption
+from .interruptions import let_through
 from .monitor import Monitor, Timer
 from .outage import Outage
 from .stats import Counters
@@ -38,18 +37,25 @@ from .timing import Clock
 if TYPE_CHECKING:
     from .snapshots import EndpointStats
 
-LOOKUP_TIMEOUT = 5.0
-"""Seconds that looking a name up may take, and half of what a borrower has left."""
-SHORT_LOOKUP = 1.0
-"""Seconds that it may take if there are endpoints to try already."""
-FIRST_TRY = 2.0
-"""Seconds that an attempt may take while there are other endpoints to try."""
-NEXT_TRY = 1.0
-"""The same for an endpoint whose last attempt failed."""
+SHORTEST_PATIENCE = 0.25
+"""Seconds that every opening has before it counts as stalled, however quick others are ..."""
+USUAL_TIMES = 3.0
+"""... and so many times what the last connect took, if that is longer ..."""
+FIRST_PATIENCE = 2.0
+"""... or so many seconds if none has succeeded yet; only where nobody can look."""
 
 
-class _NotNowError(psycopg2.OperationalError):
-    """Between the permit and the attempt the last breaker opened: nothing was tried."""
+class Listener(Protocol):
+    """What is told of connections as they come; held weakly, called under no lock."""
+
+    def on_opened(self, conn: Connection, record: Record) -> None:
+        """Note that a connection has been opened; its opener has it in hand."""
+
+    def on_connect_failed(self) -> None:
+        """Note that an attempt has failed."""
+
+    def on_hung_up_in_hand(self, record: Record) -> None:
+        """Note that a connection was hung up while the pool had it in hand; it is idle now."""
 
 
 class Supply:
@@ -77,16 +83,24 @@ class Supply:
         self._store = store
         self._connector = connector
         self.tell = connector.tell
-        self._care = care
         self._endpoints = endpoints
+        self._dialer = Dialer(
+            name,
+            connector,
+            care,
+            endpoints,
+            self.load,
+            self._connect_failed,
+            monitor,
+            clock,
+        )
         self._monitor = monitor
         self.is_stranded = monitor is None
         self._most_at_once = num_workers or sys.maxsize  # without workers each opens his own
         self._test_timeout = test_timeout
         self._counters = counters
         self._clock = clock
-        self._welcome: weakref.WeakMethod[Callable[[Connection, Record], None]] | None = None
-        self._worry: weakref.WeakMethod[Callable[[], None]] | None = None
+        self._listener: weakref.ref[Listener] | None = None
         self.opened = Bell()  # rung whenever one has been opened and kept
         self.emptied = Bell()  # rung when nothing is open any more
         self._outage = Outage(name, connector.tell, clock)
@@ -95,17 +109,17 @@ class Supply:
         self._drains = 0
         self._replacing: set[Record] = set()
 
-    def introduce_to(
-        self, welcome: Callable[[Connection, Record], None], worry: Callable[[], None]
-    ) -> None:
-        """Call one method with each new connection, and one when an attempt fails; held weakly."""
-        self._welcome = weakref.WeakMethod(welcome)
-        self._worry = weakref.WeakMethod(worry)
+    def report_to(self, listener: Listener) -> None:
+        """Tell a listener of connections from now on; it is held weakly."""
+        self._listener = weakref.ref(listener)
 
-    def _introduce(self, conn: Connection, record: Record) -> None:
-        welcome = None if self._welcome is None else self._welcome()
-        if welcome is not None:
-            welcome(conn, record)
+    def _told(self) -> Listener | None:
+        return None if self._listener is None else self._listener()
+
+    def _connect_failed(self) -> None:
+        listener = self._told()
+        if listener is not None:
+            listener.on_connect_failed()
 
     @property
     def watches(self) -> bool:
@@ -121,12 +135,13 @@ class Supply:
     # -- how many ----------------------------------------------------------
 
     def grow(self) -> None:
-        """Have opened what is wanted; from any thread, never blocks."""
+        """Schedule the missing connections; from any thread, never blocks."""
         if not self._store.has_room():
             return
         if self._monitor is None:
             self._store.nudge()
             return
+        self.note_stalled()
         while True:
             limit, pause = self.allowance()
             permit = self._store.take_permit(limit)
@@ -136,10 +151,25 @@ class Supply:
                 self._strand(permit)
                 return
             self.is_stranded = False
+        wanted = len(self._store.waiters) > self._store.helping or self._store.missing
+        if wanted:
+            self._tell_if_hopeless()
         # With a limit of more than none: those that may be tried later.
-        wanted = len(self._store.waiters) > self._store.opening or self._store.missing
-        if wanted and pause < math.inf:
-            self._retry_in(pause)
+        self._retry_in(min(pause if wanted else math.inf, self.note_stalled()))
+
+    def note_stalled(self) -> float:
+        """Note which openings make no progress; return in how many seconds more may be none."""
+        if not self._store.helping or not self._store.waiters:
+            return math.inf
+        usual = self._endpoints.longest_connect()
+        if usual is not None:
+            return self._store.stall_older_than(max(SHORTEST_PATIENCE, USUAL_TIMES * usual))
+        # With workers somebody looks whether the server answers.
+        return math.inf if not self.is_stranded else self._store.stall_older_than(FIRST_PATIENCE)
+
+    def _stalled(self, permit: Permit) -> None:
+        self._store.stall(permit)
+        self.grow()
 
     def _strand(self, permit: Permit) -> None:
         """Leave it to a borrower to open what no thread can be had for."""
@@ -156,6 +186,8 @@ class Supply:
         return min(outlook.limit, self._most_at_once), outlook.pause
 
     def _retry_in(self, seconds: float) -> None:
+        if seconds == math.inf:
+            return
         assert self._monitor is not None
         with self._lock:
             at = self._clock() + seconds
@@ -177,30 +209,31 @@ class Supply:
         self._counters.add("connections_num")
         started = self._clock()
         drains = self._drains
+        on_stall = functools.partial(self._stalled, permit)
         conn = None
         try:
             if at is None:
-                conn, endpoint = self._connect(seconds)
+                conn, endpoint = self._dialer.dial(seconds, on_stall)
             else:
-                attempt = self._endpoints.begin_at(at)
-                role = self._endpoints.role_to_ask(at)
-                conn, endpoint = self._attempt(attempt, seconds, role)
+                conn, endpoint = self._dialer.dial_at(at, seconds, on_stall)
             record = self._store.admit(permit, conn)
             record.endpoint = endpoint
             if drains != self._drains:  # it is of the old kind
                 record.retired = record.attention = True
             self._counters.observers.connected(self._clock() - started)
-            self._introduce(conn, record)
+            listener = self._told()
+            if listener is not None:
+                listener.on_opened(conn, record)
         except BaseException as error:
             if conn is not None:
                 self._connector.close(conn)
                 self._store.forget_item(conn)
             self._store.drop_permit(permit)
-            if not isinstance(error, (_NotNowError, InheritedError)):
-                self._failed(error, others_serve=at is not None)
+            if not isinstance(error, (NotNowError, InheritedError)):
+                self._failed(error, others_serve=at is not None, opened_for_waiter=True)
             raise
         self._counters.add("connections_ms", (self._clock() - started) * 1000)
-        if endpoint.doubtful:
+        if endpoint.unproven:
             record.attention = True  # so that its first loan proves something
         else:
             self._outage.end()
@@ -210,6 +243,18 @@ class Supply:
         """Give a connection that was opened to the first who waits, or to the idle queue."""
         self.close_all(self._store.keep(conn))
         self.opened.ring()
+        self.look_again(conn.pool_record)
+
+    def look_again(self, record: Record) -> None:
+        """Have a connection examined that was hung up while the pool had it in hand.
+
+        It was not in the idle queue then, so that nobody could take it out.  The
+        mark is set *before* the monitor looks there, and it is read here *after*
+        the connection is queued: so one of them sees the other.
+        """
+        listener = self._told()
+        if record.hung_up and listener is not None:
+            listener.on_hung_up_in_hand(record)
 
     def _open_and_keep(self, permit: Permit) -> None:
         try:
@@ -220,111 +265,9 @@ class Supply:
             self.keep(conn)
         self.grow()
 
-    def _connect(self, seconds: float | None) -> tuple[Connection, Endpoint]:
-        """Try one endpoint after the other, as libpq tries its addresses."""
-        until = None if seconds is None else self._clock() + seconds
-        self._look_names_up(seconds)
-        tried: dict[Choice, BaseException] = {}
-        while (attempt := self._endpoints.begin(tried, self.load())) is not None:
-            role = self._endpoints.role_to_ask(attempt.endpoint)
-            choice = attempt.endpoint, role
-            left = None if until is None else max(0.0, until - self._clock())
-            others = self._endpoints.count_others([*tried, choice])
-            if others:
-                most = NEXT_TRY if attempt.endpoint.breaker.failing else FIRST_TRY
-                # libpq counts in whole seconds: rounded down, the last one has some left.
-                left = most if left is None else min(most, float(int(left / (others + 1))))
-            try:
-                found = self._attempt(attempt, left, role)
-            except Exception as error:
-                # libpq does not go on either when a server answers with one.
-                if judge(error) is Verdict.FINAL:
-                    raise
-                # Without its traceback, whose frames refer to this dictionary.
-                tried[choice] = reissue(error)
-                if until is not None and self._clock() >= until:
-                    break
-            else:
-                self._tell_of(tried)
-                return found
-        if not tried:
-            raise _NotNowError
-        raise _joined(list(tried.values()))
-
     def lookup_failed(self, error: BaseException) -> None:
         """Note that a name could not be looked up and there is nowhere to connect to."""
         self._failed(error)
-
-    def _look_names_up(self, seconds: float | None) -> None:
-        """Look up what there is no way without; the rest is done in the background, if any."""
-        most = LOOKUP_TIMEOUT if seconds is None else min(LOOKUP_TIMEOUT, seconds / 2)
-        if not self._endpoints.current():
-            self._endpoints.refresh(most, unknown=True)
-        elif not self.has_workers:
-            self._endpoints.refresh(min(most, SHORT_LOOKUP))
-
-    def _tell_of(self, tried: dict[Choice, BaseException]) -> None:
-        failed = {endpoint: error for (endpoint, _), error in tried.items()}
-        for endpoint in self._endpoints.failures_to_report(failed):
-            logger.warning(
-                "pool %r: cannot connect to %s, others serve: %s",
-                self.name,
-                endpoint,
-                self.tell(failed[endpoint]),
-            )
-
-    def _attempt(
-        self, attempt: Attempt, seconds: float | None, role: str | None
-    ) -> tuple[Connection, Endpoint]:
-        """Make an attempt that has begun."""
-        try:
-            return self._connect_to(attempt, seconds, role)
-        finally:
-            # If its outcome could not be noted: somebody may keep the exception,
-            # and with it the frames that hold the attempt.
-            self._endpoints.end(attempt)
-
-    def _connect_to(
-        self, attempt: Attempt, seconds: float | None, role: str | None
-    ) -> tuple[Connection, Endpoint]:
-        started = self._clock()
-        endpoint: Endpoint = attempt.endpoint
-        keywords = endpoint.keywords
-        if role is not None and keywords:
-            keywords = {**keywords, "target_session_attrs": role}
-        try:
-            conn = self._open_prepared(keywords, seconds)
-        except BaseException as error:
-            self._endpoints.failed(attempt, error, self._judge(error))
-            worry = None if self._worry is None else self._worry()
-            if worry is not None:
-                worry()
-            raise
-        if role != "any":
-            self._endpoints.in_role(endpoint, True)
-        self._recovered(endpoint, self._endpoints.succeeded(attempt, self._clock() - started))
-        return conn, endpoint
-
-    def _open_prepared(self, keywords: Mapping[str, Any], seconds: float | None) -> Connection:
-        conn = self._connector.open(keywords, seconds)
-        try:
-            self._care.prepare(conn)
-        except BaseException:
-            self._connector.close(conn)
-            raise
-        return conn
-
-    def _recovered(self, endpoint: Endpoint, reported: bool) -> None:
-        if reported:
-            logger.info("pool %r: connected again to %s", self.name, endpoint)
-
-    def _judge(self, error: BaseException) -> Verdict:
-        if self._is_interruption(error):
-            return Verdict.FINAL  # this borrower was interrupted; the server is not to blame
-        verdict = judge(error)
-        if verdict is Verdict.FULL and not self._store.all_records():
-            return Verdict.REFUSED  # nothing of ours can come back
-        return verdict
 
     def load(self) -> Counter[Endpoint]:
         """Return how many connections each endpoint has, but for those that are to go."""
@@ -333,30 +276,47 @@ class Supply:
 
     # -- outcomes ----------------------------------------------------------
 
-    def _is_interruption(self, error: BaseException) -> bool:
-        """Tell whether an error is meant for the borrower in whose thread it was raised."""
-        in_worker = self.has_workers and is_own_thread()
-        return not isinstance(error, Exception) and not in_worker
-
-    def _failed(self, error: BaseException, *, others_serve: bool = False) -> None:
-        asked_for_role = others_serve and judge(error) is Verdict.ROLE
-        if not asked_for_role:
+    def _failed(
+        self, error: BaseException, *, others_serve: bool = False, opened_for_waiter: bool = False
+    ) -> None:
+        kind = classify(error)
+        if not (others_serve and kind is FailureKind.ROLE):
             self._counters.add("connections_errors")
-        if others_serve or self._is_interruption(error):
+        by_worker = self.has_workers and is_own_thread()
+        if others_serve or (not by_worker and is_interruption(error)):
             return  # not the end of the search, or this borrower was interrupted
         self._outage.note(error)
-        kept, is_final = reissue(error), judge(error) is Verdict.FINAL
-        self._store.fail_waiters(lambda: reissue(kept), patient=is_final)
+        if kind is not FailureKind.CALLBACK:
+            is_final = kind is FailureKind.MISTAKE or self._is_hopeless()
+            self._fail_waiters(error, patient=is_final)
+        elif opened_for_waiter and by_worker:
+            self._fail_waiters(error, patient=False, most=1)  # it was called for one of them
 
-    def disappointed(self, error: BaseException, record: Record) -> None:
+    def _fail_waiters(
+        self, error: BaseException, *, patient: bool, most: int | None = None
+    ) -> None:
+        kept = copy_error(error)
+        self._store.fail_waiters(lambda: copy_error(kept), patient=patient, most=most)
+
+    def _is_hopeless(self) -> bool:
+        """Tell whether every server refuses the login and nothing of the pool can serve."""
+        return self._endpoints.refuse_all_logins() and not self._store.can_serve()
+
+    def _tell_if_hopeless(self) -> None:
+        """Tell those who wait, since what could have served them is gone."""
+        last = self._outage.last_error
+        if last is not None and self._is_hopeless():
+            self._fail_waiters(last, patient=True)
+
+    def first_test_failed(self, error: BaseException, record: Record) -> None:
         """Note that a new connection failed its first test: as if it had not been opened."""
-        self._endpoints.disappointed(record.endpoint, error, self._judge(error))
+        self._dialer.first_test_failed(record.endpoint, error)
         self._failed(error)
 
-    def proved(self, record: Record) -> None:
+    def mark_proven(self, record: Record) -> None:
         """Note that a connection has passed a test, or a loan."""
-        if record.endpoint.doubtful:
-            self._recovered(record.endpoint, self._endpoints.proved(record.endpoint))
+        if record.endpoint.unproven:
+            self._dialer.mark_proven(record.endpoint)
             self._outage.end()
 
     @property
@@ -366,20 +326,22 @@ class Supply:
 
     def refusal(self, patient: bool) -> BaseException | None:
         """Return what to raise to a borrower whom nothing idle can serve, if anything."""
-        final, last = self._outage.final_error, self._outage.last_error
-        if final is not None:
-            return reissue(final)
+        mistake, last = self._outage.mistake, self._outage.last_error
+        if mistake is not None:
+            return copy_error(mistake)
+        if last is not None and self._is_hopeless():
+            return copy_error(last)
         if patient or last is None:
             return None
         outlook = self._endpoints.outlook()
         if outlook.is_full:
-            return reissue(last)
+            return copy_error(last)
         if not outlook.is_hopeless:
             return None  # this borrower's attempt may be a probe
         if not outlook.is_failing:
-            return reissue(last)
+            return copy_error(last)
         if self._store.lent:
-            return reissue(last)  # it is growth that fails, and what is lent will serve
+            return copy_error(last)  # it is growth that fails, and what is lent will serve
         due = (
             "an attempt is under way"
             if outlook.pause == math.inf
@@ -389,7 +351,7 @@ class Supply:
         refusal = PoolUnavailable(
             f"pool {self.name!r}: the server is unavailable, {due}; the last error: {told}"
         )
-        refusal.__cause__ = reissue(last)
+        refusal.__cause__ = copy_error(last)
         return refusal
 
     def endpoints(self) -> list[EndpointStats]:
@@ -402,9 +364,9 @@ class Supply:
                 host=e.host,
                 address=e.address,
                 port=e.port,
-                state=e.breaker.state(),
+                state=e.state,
                 connections=load[e],
-                failures=e.breaker.failures,
+                failures=e.failures,
                 last_error=None if e.last_error is None else self.tell(e.last_error),
                 connect_seconds=e.connect_seconds,
             )
@@ -466,7 +428,8 @@ class Supply:
             return not self._store.has_room()  # it has to make some
         try:
             self.keep(self.open(permit))
-        except Exception:
+        except Exception as error:
+            let_through(error)
             return False  # logged
         return True
 
@@ -480,16 +443,18 @@ class Supply:
         permit = self._store.exchange(conn.pool_record)
         try:
             self.keep(self.open(permit, at=to))
-        except Exception:  # noted on the endpoint
-            return False
+        except Exception as error:
+            let_through(error)
+            return False  # noted on the endpoint
         else:
             return True
         finally:
             self.grow()
 
     def drain(self) -> None:
-        """Have every connection closed when it comes back, those that are being opened too."""
+        """Retire every connection, those that are being opened too, and look names up anew."""
         self._drains += 1
+        self._endpoints.start_anew()
         for record in self._store.all_records():
             record.retired = record.attention = True
 
@@ -522,10 +487,3 @@ class Supply:
         with self._lock:
             if self._retry is not None:
                 self._retry.cancel()
-
-
-def _joined(errors: list[BaseException]) -> BaseException:
-    """Return one error that tells all of them, one place a line."""
-    if len(errors) == 1:
-        return errors[0]
-    return psycopg2.OperationalError("\n".join(str(error) for error in errors))

@@ -182,7 +182,7 @@ class Upkeep:
 
     # -- new connections ---------------------------------------------------
 
-    def welcome(self, conn: Connection, record: Record) -> None:
+    def on_opened(self, conn: Connection, record: Record) -> None:
         """Take a new connection into care: its lifetime begins, its socket is watched."""
         lifetime = self._options.lifetime_timeout
         if lifetime:
@@ -268,6 +268,15 @@ class Upkeep:
                 self._supply.discard(conn)
                 gone += 1
         return gone
+
+    def on_connect_failed(self) -> None:
+        """Look soon whether the endpoint that failed answers again."""
+        self.balance_soon()
+
+    def on_hung_up_in_hand(self, record: Record) -> None:
+        """Examine a connection that was hung up when nobody could take it out to do so."""
+        if self._monitor is not None:
+            self._monitor.submit(functools.partial(self.examine, record))
 
     def balance_soon(self) -> None:
         """Have :meth:`balance` called with the next step."""
@@ -405,11 +414,12 @@ class Upkeep:
             raise
         if fault is None:
             if test:
-                self._supply.proved(record)
+                self._supply.mark_proven(record)
             self._supply.close_all(self._store.keep(conn, oldest=True))
+            self._supply.look_again(record)
             return 0
         if not record.uses and self._clock() - record.born < EARLY:
-            self._supply.disappointed(fault, record)
+            self._supply.first_test_failed(fault, record)
         self._counters.add("connections_lost")
         self._supply.discard(conn, at_once=True)
         gone = 1 if record.suspect else 1 + self.suspect_others(fault, record)

@@ -10,23 +10,23 @@ its own before the program's, which keeps limits, and has the server stop.
 
 from __future__ import annotations
 
-import contextlib
-import math
-import select
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import psycopg2
 from psycopg2 import extensions as ext
 
 from .connection import Tracked
-from .sockets import peer_answers
+from .interruptions import suppress
+from .sockets import wait_ready
 from .timing import monotonic
 
 _STOP_TIMEOUT = 1.0
 """Seconds that an exception is held up until a server has been asked to stop."""
+
+_LOOK_AGAIN = 0.005
 
 _limits: dict[int, weakref.ref[Limit]] = {}
 """Those in force, by thread: by greenlet, that is, where threads are greenlets."""
@@ -89,7 +89,7 @@ class WaitCallback:
         try:
             wait(conn)
         except BaseException:
-            if isinstance(conn, Tracked) and not conn.is_inherited():
+            if isinstance(conn, Tracked):
                 ask_to_stop(conn, _STOP_TIMEOUT)
             raise
 
@@ -118,35 +118,46 @@ def wait_for_answer(conn: Any, deadline: float | None) -> bool:
             return False
         fds = [conn.fileno()]
         read, write = (fds, ()) if state == ext.POLL_READ else ((), fds)
-        _wait_for(read, write, seconds)
+        wait_ready(read, write, seconds)
 
 
 def ask_to_stop(conn: Any, seconds: float) -> None:
-    """Have the server stop a statement; it would not notice the closed socket before its end.
+    """Ask the server to stop a statement; it notices a closed socket only at the statement's end.
 
-    psycopg2 does that over a connection of its own, without any limit of time
-    and without releasing the interpreter lock: in a black hole the whole process
-    would stand still.  So it is tried first, for ``seconds``, whether anybody
-    answers.
+    Blocks for at most ``seconds``, and no other thread or greenlet; raises no
+    ordinary error.  Does nothing for a connection that executes nothing, or that
+    belongs to the parent of a forked process.
     """
-    with contextlib.suppress(Exception):
-        active = conn.get_transaction_status() == ext.TRANSACTION_STATUS_ACTIVE
-        if active and peer_answers(conn.fileno(), seconds):
-            conn.cancel()
+    with suppress(psycopg2.Error, OSError):
+        request = getattr(conn, "pool_cancel_request", None)
+        if request is None or conn.is_inherited():
+            return
+        if _is_active(conn):
+            request.send(seconds)
 
 
-def _wait_for(read: Sequence[int], write: Sequence[int], seconds: float | None) -> None:
-    # Looked up at every call: gevent and eventlet replace or remove them.
-    if not hasattr(select, "poll"):
-        select.select(read, write, (), seconds)
-        return
-    poller = select.poll()  # select fails for descriptors above 1023
-    for fd in read:
-        poller.register(fd, select.POLLIN)
-    for fd in write:
-        poller.register(fd, select.POLLOUT)
-    # More milliseconds than fit into 32 bits are refused.
-    poller.poll(None if seconds is None else math.ceil(min(seconds, 86_400.0) * 1000))
+def may_close(conn: Any, seconds: float) -> bool:
+    """Wait at most ``seconds`` until no greenlet executes on a connection; return whether so.
+
+    A greenlet that waits for an answer holds psycopg2's lock of the connection.
+    ``close()`` in another greenlet would wait for that lock in the one thread
+    that both have, and so for ever.
+    """
+    if not keeps_limits():
+        return True
+    deadline = monotonic() + seconds
+    while _is_active(conn):
+        if monotonic() >= deadline:
+            return False
+        wait_ready((), (), _LOOK_AGAIN)
+    return True
+
+
+def _is_active(conn: Any) -> bool:
+    try:
+        return bool(conn.get_transaction_status() == ext.TRANSACTION_STATUS_ACTIVE)
+    except psycopg2.Error:
+        return False  # it is closed
 
 
 def _place(conn: Any) -> str:

@@ -29,6 +29,7 @@ from psycopg2 import extensions as ext
 from ..connection import really_close
 from ..connector import IDLE, INERROR, Connection
 from ..sockets import cut_off
+from ..waits import ask_to_stop
 
 _PATIENCE = 5.0
 """Seconds that the end of a test waits for a statement of another thread."""
@@ -233,8 +234,7 @@ class SharedSession:
         """Have the session for oneself; cancel what another thread does not finish in time."""
         mine = self.lock.acquire(timeout=_PATIENCE)
         if not mine:
-            with contextlib.suppress(psycopg2.Error):
-                self.conn.cancel()
+            ask_to_stop(self.conn, _PATIENCE)
             mine = self.lock.acquire(timeout=_PATIENCE)
         try:
             yield

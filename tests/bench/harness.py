@@ -73,6 +73,20 @@ class Plot:
 
 
 @dataclass(frozen=True)
+class Timeline:
+    """A figure of each peer over the seconds of a simulation, as it is drawn.
+
+    ``marks`` are the seconds at which something happens.
+    """
+
+    key: str
+    label: str
+    series: Callable[[], dict[str, list[float]]]
+    marks: Sequence[float] = ()
+    log: bool = False
+
+
+@dataclass(frozen=True)
 class Row:
     """What came of one peer in one case: of each figure the median, of the longest the longest."""
 
@@ -131,6 +145,7 @@ class Scenario:
     plots: Sequence[Plot]
     cases: Callable[[Bench], list[Case]]
     aims: Callable[[Rows], list[Aim]]
+    timelines: Sequence[Timeline] = ()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tests.bench.harness import Plot, Result
+from tests.bench.harness import Plot, Result, Scenario, Timeline
 from tests.bench.peers import ALL
 
 # The same drawing for the same figures, and text that stays text.
@@ -21,7 +21,8 @@ _COLOURS = ("#0b6e4f", "#999999", "#4477aa", "#ccbb44", "#aa3377", "#222222")
 def draw(results: Sequence[Result], folder: Path) -> list[Path]:
     """Draw all plots of all scenarios; return the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    return [path for result in results for path in _draw_one(result, folder)]
+    drawn = [path for result in results for path in _draw_one(result, folder)]
+    return [*drawn, *(path for result in results for path in _over_time(result.scenario, folder))]
 
 
 def _draw_one(result: Result, folder: Path) -> Iterator[Path]:
@@ -32,9 +33,34 @@ def _draw_one(result: Result, folder: Path) -> Iterator[Path]:
         axes = figure.subplots()
         axes.set_title(f"{result.scenario.title}: {plot.label}", fontsize="medium")
         (_lines if plot.kind == "lines" else _bars)(axes, result, plot, cases, peers)
-        path = folder / f"{result.scenario.name}-{plot.key.replace('_', '-')}.svg"
-        figure.savefig(path, metadata={"Date": None})
-        yield path
+        yield _save(figure, folder, result.scenario, plot.key)
+
+
+def _over_time(scenario: Scenario, folder: Path) -> Iterator[Path]:
+    for timeline in scenario.timelines:
+        figure = Figure(figsize=(8, 4), layout="constrained")
+        axes = figure.subplots()
+        axes.set_title(f"{scenario.title}: {timeline.label}", fontsize="medium")
+        _curves(axes, timeline)
+        yield _save(figure, folder, scenario, timeline.key)
+
+
+def _save(figure: Figure, folder: Path, scenario: Scenario, key: str) -> Path:
+    path = folder / f"{scenario.name}-{key.replace('_', '-')}.svg"
+    figure.savefig(path, metadata={"Date": None})
+    return path
+
+
+def _curves(axes: Axes, timeline: Timeline) -> None:
+    for second in timeline.marks:
+        axes.axvline(second, color="#dddddd", linewidth=0.8, zorder=0)
+    for peer, values in timeline.series().items():
+        axes.plot(values, label=peer, color=_colour(peer), linewidth=1.2)
+    if timeline.log:
+        axes.set_yscale("log", nonpositive="clip")
+    axes.set_ylim(bottom=0.8 if timeline.log else 0)
+    axes.set_xlabel("seconds", fontsize="small")
+    axes.legend(fontsize="small")
 
 
 def _height(plot: Plot, cases: Sequence[str], peers: Sequence[str]) -> float:

@@ -22,7 +22,7 @@ from unittest import mock
 
 import psycopg2
 
-from psycopg2_pool2 import CircuitBreaker, balance, timing
+from psycopg2_pool2 import CircuitBreaker, balance, dialer, timing
 from psycopg2_pool2.addresses import Answer, Place
 from psycopg2_pool2.balance import Balance
 from psycopg2_pool2.endpoints import Endpoints
@@ -53,7 +53,7 @@ HOUR = 3600.0
 class Events:
     """The clock, and what happens when; in the place of the monitor and of its workers."""
 
-    watches = True
+    watches = is_running = True
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -233,6 +233,8 @@ class SimulatedDriver:
     """Opens and closes sessions, and looks whether they are alive: Connector and Care in one."""
 
     tell = staticmethod(str)
+    parameters: dict[str, str] = {}  # noqa: RUF012
+    user_timeout = 0  # so that no socket is looked for
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
@@ -296,7 +298,7 @@ class OurPool:
         self._upkeep = Upkeep(
             name, options, self.store, driver, self._supply, mover, monitor, counters, clock, jumps
         )
-        self._supply.introduce_to(self._upkeep.welcome, self._upkeep.balance_soon)
+        self._supply.report_to(self._upkeep)
 
     def start(self) -> None:
         """Begin what a pool does in the background."""
@@ -483,17 +485,28 @@ def _tell(story: Story, world: World) -> None:
 def _simulated(cluster: Cluster, seed: int) -> Iterator[None]:
     """Choose as the seed says, ask no real server, and log nothing."""
     logger = logging.getLogger("psycopg2_pool2")
-    state, level = random.getstate(), logger.level
-    random.seed(seed)
+    level = logger.level
     logger.setLevel(logging.CRITICAL)
     looks = mock.patch.object(
         balance, "answers", lambda host, address, port, seconds: cluster.serves(address)
     )
-    # The pool draws its random numbers past the generator that can be seeded.
-    draws = mock.patch.object(timing, "os", SimpleNamespace(urandom=random.randbytes))
+    passes = mock.patch.object(dialer, "answers", return_value=True)  # connecting tells
     try:
-        with looks, draws:
+        with looks, passes, seeded(seed):
             yield
     finally:
         logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw all random numbers as the seed says, the pool's own too."""
+    state = random.getstate()
+    random.seed(seed)
+    # The pool draws its numbers past the generator that can be seeded.
+    draws = mock.patch.object(timing, "os", SimpleNamespace(urandom=random.randbytes))
+    try:
+        with draws:
+            yield
+    finally:
         random.setstate(state)

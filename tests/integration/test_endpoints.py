@@ -28,6 +28,7 @@ from psycopg2_pool2 import (
 from psycopg2_pool2 import endpoints as endpoints_module
 from psycopg2_pool2 import pool as pool_module
 from psycopg2_pool2 import resolver as resolver_module
+from psycopg2_pool2.hosts_file import HostsFile
 from psycopg2_pool2.monitor import get_monitor
 from tests.support.dns import DnsServer, Mode, a, cname, srv
 from tests.support.places import (
@@ -797,8 +798,7 @@ class TestManyPools:
         """Have a thousand names in the hosts file, and in the system's own resolver."""
         path = tmp_path / "hosts"
         path.write_text("".join(f"{ONE} tenant{number}.test\n" for number in range(1000)))
-        monkeypatch.setattr(resolver_module, "HOSTS_FILE", str(path))
-        monkeypatch.setattr(resolver_module._HostsFile, "__init__", _hosts_file_at(str(path)))
+        monkeypatch.setattr(resolver_module, "HostsFile", lambda _: HostsFile(str(path)))
         monkeypatch.setattr(
             socket,
             "getaddrinfo",
@@ -838,11 +838,6 @@ class TestManyPools:
         assert (workers._finished - begun) / (time.monotonic() - began) < 300
         with pools[500].conn(timeout=10) as conn:
             assert ask(conn) == 1
-
-
-def _hosts_file_at(path: str) -> Callable[..., None]:
-    original = resolver_module._HostsFile.__init__
-    return lambda self, _: original(self, path)
 
 
 @WORKERS

@@ -22,6 +22,7 @@ from tests.support.processes import in_child, run_program
 from tests.support.programs import skip_without
 from tests.support.servers import MakeServer, StatementLog
 from tests.support.waiting import in_thread, wait_until
+from tests.support.withholding import withholding
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="packets are dropped as Linux can")
 
@@ -159,6 +160,21 @@ class TestInterruptions:
             wait_for_the_end_of_pg_sleep=lambda: wait_until(lambda: not sleeping()),
         )
         assert told["returns_bad"] == 51
+
+    def test_of_a_query_stop_no_other_greenlet_while_the_server_takes_no_request(
+        self, server: Server, library: str
+    ) -> None:
+        with withholding(server) as network:
+            where = f"host={network.host} port={network.port} user=postgres dbname=postgres"
+            told = run(library, "unanswered_requests", where)
+            assert network.held == 2
+        assert told["longest"] < 5
+
+    def test_a_return_while_another_greenlet_uses_the_connection_stops_neither(
+        self, dsn: str, library: str
+    ) -> None:
+        told = run(library, "returns_in_use", dsn)
+        assert told["errors"] == [True, True]
 
 
 class TestServer:

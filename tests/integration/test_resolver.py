@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import re
+import selectors
 import socket
 import subprocess
 import sys
@@ -15,9 +17,12 @@ from typing import Any
 import dns.resolver
 import pytest
 
+from psycopg2_pool2 import ConnectionPool, dns_given, resolv_conf
 from psycopg2_pool2 import resolver as resolver_module
 from psycopg2_pool2.addresses import AddressBook, Answer, Place
+from psycopg2_pool2.contrib.embedded import Server
 from psycopg2_pool2.errors import HostResolutionError
+from psycopg2_pool2.resolv_conf import NameServer
 from psycopg2_pool2.resolver import FILE_TTL, UNTIMED_TTL, NameServerSilent, NoSuchHost, Resolver
 from psycopg2_pool2.workers import Workers
 from tests.support.dns import DnsServer, Mode, a, aaaa, cname, srv
@@ -182,21 +187,155 @@ def test_ndots_decides_what_is_asked_first(dns_server: DnsServer, hosts_file: Pa
 # -- silence and ignorance ---------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", [Mode.SILENCE, Mode.SERVFAIL, Mode.REFUSED])
-def test_a_server_that_does_not_answer_is_no_answer(
+FAILURES = [Mode.SILENCE, Mode.SERVFAIL, Mode.REFUSED, Mode.NOTIMP, Mode.FORMERR, Mode.MALFORMED]
+
+
+@pytest.mark.parametrize("mode", FAILURES)
+def test_failing_server_leaves_the_name_to_the_system(
     names: Resolver, dns_server: DnsServer, system: SystemNames, mode: Mode
 ) -> None:
     dns_server.zone["db.test"] = [a("127.0.0.1")]
+    system.names["db.test"] = ["10.0.0.1"]
     dns_server.behave(mode)
+    answer = names.lookup("db.test", 1.0)
+    assert (addresses(answer), answer.ttl) == (["10.0.0.1"], UNTIMED_TTL)
+    assert dns_server.asked("db.test")
+    dns_server.behave(Mode.ANSWER)
+    assert addresses(names.lookup("db.test", AMPLE)) == ["127.0.0.1"]
+
+
+@pytest.mark.parametrize("mode", FAILURES)
+def test_name_that_nobody_resolves_because_dns_fails_may_exist(
+    names: Resolver, dns_server: DnsServer, system: SystemNames, mode: Mode
+) -> None:
+    dns_server.behave(mode)
+    # As macOS has it while no name server answers.
+    system.error = socket.gaierror(socket.EAI_NONAME, "no such name")
     with pytest.raises(NameServerSilent, match=r'"db\.test".*within 0\.30 s') as caught:
         names.lookup("db.test", 0.3)
     assert isinstance(caught.value, HostResolutionError)
-    assert caught.value.__cause__ is not None
+    assert str(dns_server.port) in str(caught.value)
+    assert str(caught.value).endswith("getaddrinfo says no such name")
+    assert system.asked == ["db.test"]
+
+
+def test_silence_after_an_answer_leaves_the_name_to_what_is_known(
+    names: Resolver, dns_server: DnsServer, system: SystemNames
+) -> None:
+    dns_server.zone["db.test"] = [a("127.0.0.1")]
+    system.names["db.test"] = ["10.0.0.1"]
+    names.lookup("db.test", AMPLE)
+    dns_server.behave(Mode.SILENCE)
+    with pytest.raises(NameServerSilent):
+        names.lookup("db.test", 0.2)
+    assert system.asked == [], "it would take as long again"
+    dns_server.behave(Mode.SERVFAIL)
+    assert addresses(names.lookup("db.test", AMPLE)) == ["10.0.0.1"]
+
+
+def test_resolver_that_may_not_wait_asks_the_system_only_if_dns_is_not_silent(
+    dns_server: DnsServer, hosts_file: Path, system: SystemNames
+) -> None:
+    names = Resolver(dns_server.resolver(), hosts_file=str(hosts_file), may_wait=False)
+    system.names["db.test"] = ["10.0.0.1"]
+    dns_server.behave(Mode.SILENCE)
+    with pytest.raises(NameServerSilent):
+        names.lookup("db.test", 0.2)
     assert system.asked == []
-    wait_until(lambda: dns_server.asked("db.test"))
-    assert set(dns_server.asked("db.test")) == {"A"}, "its time is not spent twice"
-    dns_server.behave(Mode.ANSWER)
-    assert addresses(names.lookup("db.test", AMPLE)) == ["127.0.0.1"]
+    for mode in (Mode.SERVFAIL, Mode.NXDOMAIN):
+        dns_server.behave(mode)
+        assert addresses(names.lookup("db.test", AMPLE)) == ["10.0.0.1"]
+
+
+@pytest.mark.parametrize("mode", [Mode.SILENCE, Mode.SERVFAIL, Mode.REFUSED])
+def test_failing_search_domain_does_not_hide_the_others(
+    dns_server: DnsServer, hosts_file: Path, system: SystemNames, mode: Mode
+) -> None:
+    dns_server.zone["db.test"] = [a("127.0.0.1")]
+    dns_server.behave(mode, "db.test.bad.test")
+    given = dns_server.resolver("good.test", "bad.test", ndots=5)
+    answer = Resolver(given, hosts_file=str(hosts_file)).lookup("db.test", 1.0)
+    assert addresses(answer) == ["127.0.0.1"]
+    assert answer.complete
+    assert system.asked == []
+
+
+@pytest.mark.parametrize("mode", [Mode.SILENCE, Mode.SERVFAIL])
+def test_failing_ipv4_does_not_hide_ipv6(
+    names: Resolver, dns_server: DnsServer, mode: Mode
+) -> None:
+    dns_server.zone["db.test"] = [a("127.0.0.1"), aaaa("::1")]
+    dns_server.behave(mode, kind="A")
+    answer = names.lookup("db.test", 1.0)
+    assert addresses(answer) == ["::1"]
+    assert answer.complete, "there may be no IPv4 address at all"
+
+
+def test_type_that_fails_after_it_had_addresses_makes_the_answer_incomplete(
+    names: Resolver, dns_server: DnsServer
+) -> None:
+    dns_server.zone["db.test"] = [a("127.0.0.1"), aaaa("::1")]
+    assert names.lookup("db.test", AMPLE).complete
+    dns_server.behave(Mode.SERVFAIL, kind="A")
+    for _ in range(2):
+        answer = names.lookup("db.test", AMPLE)
+        assert (addresses(answer), answer.complete) == (["::1"], False)
+    dns_server.behave(Mode.ANSWER, kind="A")
+    dns_server.zone["db.test"] = [aaaa("::1")]
+    assert names.lookup("db.test", AMPLE).complete
+    dns_server.behave(Mode.SERVFAIL, kind="A")
+    assert names.lookup("db.test", AMPLE).complete, "it had none the last time"
+
+
+@pytest.mark.parametrize("num_workers", [3, 0])
+def test_pool_is_served_although_a_search_domain_fails(
+    server: Server, dns_server: DnsServer, num_workers: int
+) -> None:
+    dns_server.zone["db.prod.test"] = [a(server.host)]
+    dns_server.behave(Mode.SERVFAIL, "db.prod.test.corp.test")
+    given = dns_server.resolver("svc.test", "corp.test", ndots=5)
+    dsn = f"host=db.prod.test port={server.port} user=postgres dbname=postgres"
+    pool = ConnectionPool(0, 2, timeout=20, num_workers=num_workers, resolver=given, dsn=dsn)
+    with pool, pool.conn() as conn:
+        assert conn.info.host == "db.prod.test"
+
+
+class OddResolver:
+    """Has a `resolve` and nothing else of dnspython's."""
+
+    def __init__(self, answer: Callable[[str, str], Any]) -> None:
+        self.answer = answer
+        self.asked: list[tuple[str, str]] = []
+
+    def resolve(self, name: str, kind: str, **options: Any) -> Any:
+        assert options["lifetime"] > 0
+        self.asked.append((name, kind))
+        return self.answer(name, kind)
+
+
+def test_resolver_of_another_kind_is_asked_for_the_name_as_it_is(
+    hosts_file: Path, system: SystemNames
+) -> None:
+    class Address:
+        address = "127.0.0.1"
+
+    odd = OddResolver(lambda name, kind: [Address()] if kind == "A" else [])
+    answer = Resolver(odd, hosts_file=str(hosts_file)).lookup("db", AMPLE)
+    assert (addresses(answer), answer.ttl) == (["127.0.0.1"], UNTIMED_TTL)
+    assert odd.asked == [("db", "A"), ("db", "AAAA")]
+
+
+def test_whatever_a_given_resolver_raises_leaves_the_name_to_the_system(
+    hosts_file: Path, system: SystemNames
+) -> None:
+    def fail(name: str, kind: str) -> Any:
+        raise LookupError("out of order")
+
+    names = Resolver(OddResolver(fail), hosts_file=str(hosts_file))
+    with pytest.raises(NameServerSilent, match=r"out of order; getaddrinfo says"):
+        names.lookup("db.test", AMPLE)
+    system.names["db.test"] = ["10.0.0.1"]
+    assert addresses(names.lookup("db.test", AMPLE)) == ["10.0.0.1"]
 
 
 def test_nobody_at_the_name_server_s_port_is_no_answer(dns_server: DnsServer) -> None:
@@ -218,7 +357,7 @@ def test_an_answer_that_comes_too_late_is_none(names: Resolver, dns_server: DnsS
 def test_silence_about_ipv6_does_not_hide_what_was_found(
     names: Resolver, dns_server: DnsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resolver_module, "AAAA_PATIENCE", 0.1)
+    monkeypatch.setattr(dns_given, "PATIENCE", 0.1)
     dns_server.zone["db.test"] = [a("127.0.0.1"), aaaa("::1")]
     dns_server.behave(Mode.SILENCE, kind="AAAA")
     call = in_thread(names.lookup, "db.test", 3600.0)
@@ -277,13 +416,14 @@ def test_a_name_in_the_hosts_file_is_never_asked_of_dns(
 ) -> None:
     dns_server.zone["db.test"] = [a("127.0.0.1")]
     hosts_file.write_text("# db.test is not here\n10.0.0.1 first DB.test # second.test\n")
-    system.names = {"db.test": ["10.0.0.1"], "DB.Test.": ["10.0.0.1"], "second.test": ["10.0.0.2"]}
-    for name in ("db.test", "DB.Test."):
+    system.names = {"db.test": ["10.0.0.1"], "DB.Test": ["10.0.0.1"], "second.test": ["10.0.0.2"]}
+    for name in ("db.test", "DB.Test"):
         answer = names.lookup(name, AMPLE)
         assert (addresses(answer), answer.ttl) == (["10.0.0.1"], FILE_TTL)
     assert dns_server.queries == []
     names.lookup("second.test", AMPLE)
     assert dns_server.asked("second.test") == ["A"], "only a comment names it"
+    assert addresses(names.lookup("db.test.", AMPLE)) == ["127.0.0.1"], "the file has no such name"
 
 
 def test_the_hosts_file_may_change_and_vanish(
@@ -351,7 +491,7 @@ def test_a_target_may_be_in_the_hosts_file(
     dns_server.additional = False
     dns_server.zone[SERVICE] = [srv("db.test", 1)]
     hosts_file.write_text("10.0.0.1 db.test\n")
-    system.names["db.test."] = ["10.0.0.1"]
+    system.names["db.test"] = ["10.0.0.1"]
     assert names.lookup(SERVICE, AMPLE).places == (Place("10.0.0.1", 1, host="db.test"),)
 
 
@@ -451,66 +591,137 @@ def test_the_system_is_asked_in_the_thread_of_the_caller(system: SystemNames) ->
 # -- the system's configuration ----------------------------------------------
 
 
+class System:
+    """Files of the system's configuration that tell a Resolver to ask a server of the test's."""
+
+    def __init__(self, folder: Path, servers: list[DnsServer]) -> None:
+        self._folder = folder
+        self._servers = {server.host: server.port for server in servers}
+
+    def write(self, resolv_conf: str = "", nsswitch: str = "hosts: files dns\n") -> None:
+        (self._folder / "resolv.conf").write_text(resolv_conf)
+        (self._folder / "nsswitch.conf").write_text(nsswitch)
+
+    def resolver(self, **options: Any) -> Resolver:
+        return Resolver(
+            hosts_file=str(self._folder / "hosts"),
+            resolv_conf=str(self._folder / "resolv.conf"),
+            nsswitch=str(self._folder / "nsswitch.conf"),
+            **options,
+        )
+
+    def with_port(self, server: NameServer) -> NameServer:
+        return server._replace(port=self._servers[server.address])
+
+
 @pytest.fixture
-def configure(monkeypatch: pytest.MonkeyPatch) -> Callable[[dns.resolver.Resolver], list[int]]:
-    """Let the system's configuration be another, and count how often it is read."""
-
-    def to(configured: dns.resolver.Resolver) -> list[int]:
-        read: list[int] = []
-
-        def make() -> dns.resolver.Resolver:
-            read.append(1)
-            return configured
-
-        monkeypatch.setattr(dns.resolver, "Resolver", make)
-        return read
-
-    return to
+def silent() -> Iterator[DnsServer]:
+    with DnsServer("127.0.0.2") as made:
+        made.behave(Mode.SILENCE)
+        yield made
 
 
-def test_the_configuration_is_read_at_the_first_name_and_after_silence(
-    dns_server: DnsServer, hosts_file: Path, configure: Callable[..., list[int]]
+@pytest.fixture
+def configured(
+    dns_server: DnsServer, silent: DnsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> System:
+    made = System(tmp_path, [dns_server, silent])
+    read = resolv_conf.SystemConfiguration.read
+
+    def with_ports(configuration: resolv_conf.SystemConfiguration) -> resolv_conf.Configuration:
+        found = read(configuration)
+        return found._replace(servers=tuple(map(made.with_port, found.servers)))
+
+    monkeypatch.setattr(resolv_conf.SystemConfiguration, "read", with_ports)
+    return made
+
+
+def test_configuration_is_read_again_when_it_has_changed(
+    configured: System, dns_server: DnsServer
 ) -> None:
-    dns_server.zone["db.test"] = [a("127.0.0.1")]
-    read = configure(dns_server.resolver())
-    names = Resolver(hosts_file=str(hosts_file))
-    assert len(read) == 0
-    for _ in range(3):
-        names.lookup("db.test", AMPLE)
-    assert len(read) == 1
-    dns_server.behave(Mode.SERVFAIL)
-    with pytest.raises(NameServerSilent):
-        names.lookup("db.test", AMPLE)
-    dns_server.behave(Mode.ANSWER)
-    names.lookup("db.test", AMPLE)
-    assert len(read) == 2
+    dns_server.zone |= {"db.one.test": [a("127.0.0.1")], "db.two.test": [a("127.0.0.2")]}
+    names = configured.resolver()
+    for domain, address in (("one.test", "127.0.0.1"), ("two.test", "127.0.0.2")):
+        configured.write(f"nameserver {dns_server.host}\nsearch {domain}   # {address}\n")
+        assert addresses(names.lookup("db", AMPLE)) == [address]
 
 
 def test_a_name_server_that_is_down_leaves_time_for_the_next(
-    dns_server: DnsServer, hosts_file: Path, configure: Callable[..., list[int]]
+    configured: System, dns_server: DnsServer, silent: DnsServer
 ) -> None:
-    dns_server.zone["db.test"] = [a("127.0.0.1")]
-    with DnsServer("127.0.0.2") as silent:
-        silent.behave(Mode.SILENCE)
-        both = dns_server.resolver()
-        both.nameservers = [silent.host, dns_server.host]
-        both.nameserver_ports = {silent.host: silent.port, dns_server.host: dns_server.port}
-        configure(both)
-        # dnspython's own 2 s for each would be all the time there is.
-        answer = Resolver(hosts_file=str(hosts_file)).lookup("db.test", 2.0)
-        assert silent.queries
-    assert addresses(answer) == ["127.0.0.1"]
+    dns_server.zone["db.test"] = [a("127.0.0.1"), aaaa("::1")]
+    configured.write(f"nameserver {silent.host}\nnameserver {dns_server.host}\n")
+    answer = configured.resolver().lookup("db.test", 2.0)
+    assert addresses(answer) == ["127.0.0.1", "::1"]
+    assert silent.queries
 
 
-def test_without_a_configuration_the_system_is_asked(
-    hosts_file: Path, system: SystemNames, monkeypatch: pytest.MonkeyPatch
+def test_silent_system_name_server_is_no_answer(
+    configured: System, silent: DnsServer, system: SystemNames
 ) -> None:
-    def refuse() -> None:
-        raise dns.resolver.NoResolverConfiguration
-
-    monkeypatch.setattr(dns.resolver, "Resolver", refuse)
+    configured.write(f"nameserver {silent.host}\n")
+    names = configured.resolver()
+    silence = f"name server {silent.host} port {silent.port} did not answer"
+    with pytest.raises(NameServerSilent, match=re.escape(silence)):
+        names.lookup("db.test", 0.2)
     system.names["db.test"] = ["10.0.0.1"]
-    assert addresses(Resolver(hosts_file=str(hosts_file)).lookup("db.test", AMPLE)) == ["10.0.0.1"]
+    assert addresses(names.lookup("db.test", 0.2)) == ["10.0.0.1"]
+
+
+def test_silent_name_server_that_is_given_up_early_is_not_asked_again_by_way_of_the_system(
+    configured: System, silent: DnsServer, system: SystemNames
+) -> None:
+    configured.write(f"nameserver {silent.host}\noptions timeout:1 attempts:1\n")
+    names = configured.resolver(may_wait=False)
+    with pytest.raises(NameServerSilent, match="did not answer"):
+        names.lookup("db.test", AMPLE)
+    assert system.asked == []
+
+
+def test_error_that_is_not_a_name_server_s_leaves_the_name_to_the_system(
+    configured: System, system: SystemNames, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_descriptors() -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    configured.write()
+    monkeypatch.setattr(selectors, "DefaultSelector", out_of_descriptors)
+    monkeypatch.setattr(System, "with_port", lambda self, server: server)
+    names = configured.resolver()
+    with pytest.raises(NameServerSilent, match="Too many open files"):
+        names.lookup("db.test", AMPLE)
+    system.names["db.test"] = ["10.0.0.1"]
+    assert addresses(names.lookup("db.test", AMPLE)) == ["10.0.0.1"]
+
+
+@pytest.mark.parametrize("sources", ["files", "files ldap dns", "files mdns4_minimal dns"])
+def test_name_that_another_source_may_know_is_the_system_s_matter(
+    configured: System, dns_server: DnsServer, system: SystemNames, sources: str
+) -> None:
+    dns_server.zone["db.local"] = [a("127.0.0.1")]
+    system.names["db.local"] = ["10.0.0.1"]
+    configured.write(f"nameserver {dns_server.host}\n", f"hosts: {sources}\n")
+    assert addresses(configured.resolver().lookup("db.local", AMPLE)) == ["10.0.0.1"]
+    given = configured.resolver(resolver=dns_server.resolver())
+    assert addresses(given.lookup("db.local", AMPLE)) == ["127.0.0.1"], "the user has said whom"
+
+
+def test_name_that_is_not_ascii_is_left_to_the_system_as_libpq_leaves_it(
+    configured: System, dns_server: DnsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    def getaddrinfo(host: object, port: None, **hints: Any) -> list[Any]:
+        asked.append(host)
+        if host == "käse":
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.0.0.1", 0))]
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    (tmp_path / "hosts").write_text("10.0.0.1 käse\n", encoding="utf-8")
+    configured.write(f"nameserver {dns_server.host}\n")
+    assert addresses(configured.resolver().lookup("käse", AMPLE)) == ["10.0.0.1"]
+    assert asked == ["käse".encode(), "käse"]
 
 
 PROGRAM = """
@@ -529,11 +740,16 @@ def test_dnspython_is_not_imported_before_a_name_is_asked_of_dns() -> None:
     subprocess.run([sys.executable, "-c", PROGRAM], check=True, timeout=60)
 
 
-def test_only_the_resolver_imports_dnspython() -> None:
+def test_only_what_asks_dns_imports_dnspython() -> None:
     folder = Path(resolver_module.__file__).parent
     importing = [
         path.name
         for path in folder.rglob("*.py")
         if re.search(r"^\s*(import|from) dns\b", path.read_text(), re.MULTILINE)
     ]
-    assert importing == ["resolver.py"]
+    assert sorted(importing) == [
+        "dns_exchange.py",
+        "dns_given.py",
+        "dns_query.py",
+        "resolv_conf.py",  # on Windows, where there is no such file
+    ]

@@ -8,7 +8,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
@@ -18,6 +18,8 @@ import pytest
 
 from psycopg2_pool2 import ConnectionPool, PoolStats, monitor
 from psycopg2_pool2.contrib.embedded import Server
+from psycopg2_pool2.store import Record
+from psycopg2_pool2.upkeep import Upkeep
 from tests.support.pools import (
     MakePool,
     ask,
@@ -55,6 +57,90 @@ def borrow_from_many_threads(pool: ConnectionPool) -> None:
 
     for borrower in [in_thread(several) for _ in range(16)]:
         borrower.result(timeout=30)
+
+
+class TestInHand:
+    """A connection that dies while a thread of the pool has it in hand, too late to be noticed."""
+
+    @pytest.fixture
+    def die_after(
+        self, server: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> Callable[[object, str], None]:
+        """Return a function that makes the connection given to a method die right after it, once.
+
+        When the method returns, the watch has reported it and the pool has looked for it in vain.
+        """
+
+        def patch(owner: object, name: str) -> None:
+            method = getattr(owner, name)
+
+            def die_after_it(conn: Any, *args: Any) -> Any:
+                result = method(conn, *args)
+                monkeypatch.setattr(owner, name, method)
+                examined = threading.Event()
+                examine = Upkeep.examine
+
+                def look_in_vain(upkeep: Upkeep, record: Record) -> None:
+                    examine(upkeep, record)
+                    examined.set()
+
+                monkeypatch.setattr(Upkeep, "examine", look_in_vain)
+                server.terminate_backend(pid_of(conn))
+                assert examined.wait(20)
+                return result
+
+            monkeypatch.setattr(owner, name, die_after_it)
+
+        return patch
+
+    def test_while_it_is_probed(
+        self,
+        server: Server,
+        app: str,
+        make_pool: MakePool,
+        die_after: Callable[[object, str], None],
+    ) -> None:
+        pool = make_pool(minconn=1, test_on_borrow=False)
+        old = set(fill(pool, 1))
+        die_after(pool._supply._connector, "probe")
+        pool._upkeep.sweep()
+        wait_until_replaced(server, app, pool, old)
+
+    def test_while_it_comes_back(
+        self,
+        server: Server,
+        app: str,
+        make_pool: MakePool,
+        die_after: Callable[[object, str], None],
+    ) -> None:
+        pool = make_pool(minconn=1, test_on_borrow=False)
+        conn = pool.getconn(timeout=10)
+        ask(conn)
+        old = {pid_of(conn)}
+        die_after(pool._supply._connector, "tidy")
+        pool.putconn(conn)
+        wait_until_replaced(server, app, pool, old)
+
+    def test_before_it_is_idle_for_the_first_time(
+        self,
+        server: Server,
+        app: str,
+        make_pool: MakePool,
+        die_after: Callable[[object, str], None],
+    ) -> None:
+        pool = make_pool(test_on_borrow=False)
+        seen: list[int] = []
+        on_opened = pool._upkeep.on_opened
+
+        def note_and_go_on(conn: Any, record: Record) -> None:
+            on_opened(conn, record)
+            seen.append(pid_of(conn))
+
+        pool._upkeep.on_opened = note_and_go_on  # type: ignore[method-assign]
+        die_after(pool._upkeep, "on_opened")
+        pool.resize(1, 1)
+        wait_until(lambda: seen)
+        wait_until_replaced(server, app, pool, set(seen[:1]))
 
 
 class TestManyDead:

@@ -68,8 +68,17 @@ class Mode(enum.Enum):
     NXDOMAIN = "there is no such name"
     SERVFAIL = "the server has failed"
     REFUSED = "the server does not want to"
+    NOTIMP = "the server does not know how to"
+    FORMERR = "the server does not understand"
     SILENCE = "nothing"
+    SILENT_UDP = "nothing over UDP, and what the zone says over TCP"
     TRUNCATE = "over UDP nothing but the wish to be asked over TCP"
+    LAME = "no records, by a server that is no authority and asks no other"
+    MALFORMED = "the head of an answer and then noise"
+    NOISE = "bytes that are no answer, and then what the zone says"
+
+
+_RCODES = (Mode.NXDOMAIN, Mode.SERVFAIL, Mode.REFUSED, Mode.NOTIMP, Mode.FORMERR)
 
 
 class Query(NamedTuple):
@@ -81,24 +90,26 @@ class Query(NamedTuple):
 
 
 class DnsServer:
-    """Answers over UDP and TCP, on one port that the kernel chose; see the module.
+    """Answers over UDP and TCP, on one port that the kernel chooses if it is 0; see the module.
 
     One thread does everything. `delay` is how much later than it could it answers, in seconds;
-    `additional` whether it sends the addresses of SRV targets along.
+    `additional` whether it sends the addresses of SRV targets along; `refuses_edns` whether a
+    question with EDNS gets FORMERR, as from a server that has never heard of it.
     """
 
-    def __init__(self, host: str = "127.0.0.1") -> None:
+    def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
         self.host = host
         self.zone: dict[str, list[Record]] = {}
         self.delay = 0.0
         self.additional = True
+        self.refuses_edns = False
         self._queries: list[Query] = []
         self._modes: dict[tuple[str | None, str | None], Mode] = {}
         self._turns: dict[str, int | None] = {}
         self._offsets: Counter[str] = Counter()
         self._asked: Counter[tuple[str, str]] = Counter()
         self._lock = threading.Lock()
-        self._udp, self._tcp, self.port = _sockets(host)
+        self._udp, self._tcp, self.port = _sockets(host, port)
         self._wake_receiver, self._wake_sender = socket.socketpair()
         self._later: list[tuple[float, int, Callable[[], object]]] = []
         self._numbers = itertools.count()
@@ -229,27 +240,35 @@ class DnsServer:
         request = dnslib.DNSRecord.parse(wire)
         with self._lock:
             reply = self._reply(request, transport)
-        if reply is not None:
-            answer: Callable[[], object] = partial(_send, send, reply.pack())
+        for wire in reply:
+            answer: Callable[[], object] = partial(_send, send, wire)
             when = time.monotonic() + self.delay
             heapq.heappush(self._later, (when, next(self._numbers), answer))
 
     # What it answers, under the lock
 
-    def _reply(self, request: Any, transport: Transport) -> Any:
+    def _reply(self, request: Any, transport: Transport) -> list[bytes]:
+        """Return the messages to send."""
         name, kind = _key(str(request.q.qname)), str(QTYPE[request.q.qtype])
         self._queries.append(Query(name, kind, transport))
         mode = self._mode(name, kind)
+        if self.refuses_edns and any(QTYPE[extra.rtype] == "OPT" for extra in request.ar):
+            mode = Mode.FORMERR
+        if mode is Mode.SILENCE or (mode is Mode.SILENT_UDP and transport == "udp"):
+            return []
         reply = request.reply()
-        if mode is Mode.SILENCE:
-            return None
-        if mode in (Mode.NXDOMAIN, Mode.SERVFAIL, Mode.REFUSED):
+        if mode in _RCODES:
             reply.header.rcode = getattr(RCODE, mode.name)
+        elif mode is Mode.LAME:
+            reply.header.aa = reply.header.ra = 0
         elif mode is Mode.TRUNCATE and transport == "udp":
             reply.header.tc = 1
         else:
             self._fill(reply, name, kind)
-        return reply
+        wire = bytes(reply.pack())
+        if mode is Mode.MALFORMED:
+            return [wire[:12] + b"\xff" * 30]
+        return [b"noise", b"\0" * 40, wire] if mode is Mode.NOISE else [wire]
 
     def _mode(self, name: str, kind: str) -> Mode:
         for key in ((name, kind), (name, None), (None, kind), (None, None)):
@@ -316,18 +335,18 @@ def _send(send: Callable[[bytes], object], answer: bytes) -> None:
         send(answer)
 
 
-def _sockets(host: str) -> tuple[socket.socket, socket.socket, int]:
-    """Bind a UDP and a TCP socket to one free port."""
+def _sockets(host: str, port: int) -> tuple[socket.socket, socket.socket, int]:
+    """Bind a UDP and a TCP socket to one port, a free one if it is 0."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    for _ in range(100):
-        tcp = socket.create_server((host, 0), family=family)
-        port = tcp.getsockname()[1]
+    for _ in range(1 if port else 100):
+        tcp = socket.create_server((host, port), family=family)
+        bound = tcp.getsockname()[1]
         udp = socket.socket(family, socket.SOCK_DGRAM)
         try:
-            udp.bind((host, port))
+            udp.bind((host, bound))
         except OSError:  # somebody else's in UDP
             tcp.close()
             udp.close()
         else:
-            return udp, tcp, port
+            return udp, tcp, bound
     raise OSError(f"no free port on {host}")

@@ -10,9 +10,9 @@ import psycopg2
 import pytest
 from psycopg2 import extensions as ext
 
-from psycopg2_pool2 import ConnectionPool, connector, waits
+from psycopg2_pool2 import ConnectionPool, connector
 from psycopg2_pool2.connection import Tracked
-from psycopg2_pool2.failures import reissue
+from psycopg2_pool2.failures import copy_error
 from psycopg2_pool2.options import PoolOptions
 
 
@@ -85,9 +85,6 @@ class _Session:
     def poll(self) -> None:
         self.ask()
 
-    def cancel(self) -> None:
-        self.driver.cancelled += 1
-
     def close(self) -> None:
         self.closed = self.closed or 1
         self.driver.hang_up(self)
@@ -99,7 +96,19 @@ class _Session:
 class FakeConnection(Tracked, _Session):
     """A connection that a pool takes for psycopg2's."""
 
+    pool_cancel_request: Any
     pool_record: Any
+
+
+class FakeCancelRequest:
+    """Counts how often a session is asked to stop."""
+
+    def __init__(self, conn: FakeConnection) -> None:
+        self._driver = conn.driver  # not the connection, which would never be collected
+
+    def send(self, seconds: float) -> bool:
+        self._driver.cancelled += 1
+        return True
 
 
 class FakeDriver:
@@ -118,8 +127,9 @@ class FakeDriver:
         """Put this in the driver's place."""
         patch.setattr(psycopg2, "connect", self.connect)
         patch.setattr(connector, "_readable", lambda fd: fd in self.dead)
-        patch.setattr(waits, "peer_answers", lambda fd, seconds: fd not in self.dead)
+        patch.setattr(connector, "cancel_request", FakeCancelRequest)
         patch.setattr(connector, "_forget_messages", lambda conn: None)
+        patch.setattr(connector, "_match_encoding", lambda conn: None)
         patch.setattr(connector, "_restore_settings", lambda conn: None)
         patch.setattr(connector, "_end_transaction", lambda conn, how: conn.end(how))
         patch.setattr(connector, "_execute_alone", lambda conn, sql: conn.ask())
@@ -128,8 +138,9 @@ class FakeDriver:
     def connect(self, **kwargs: object) -> FakeConnection:
         self.connects += 1
         if self.error is not None:
-            raise reissue(self.error)  # a new one each time, as psycopg2's are
+            raise copy_error(self.error)  # a new one each time, as psycopg2's are
         conn = FakeConnection(self, self.connects)
+        conn.pool_cancel_request = FakeCancelRequest(conn)
         self.sockets.add(conn.fd)
         self.most = max(self.most, len(self.sockets))
         return conn

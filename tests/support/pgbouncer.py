@@ -71,6 +71,12 @@ class PgBouncer(Endpoint):
         """Whether its process is there."""
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def process_id(self) -> int:
+        """The process id; it has to be running."""
+        assert self._process is not None
+        return self._process.pid
+
     def start(self) -> None:
         """Start it and wait until it accepts connections."""
         if self.running:

@@ -76,6 +76,11 @@ class Pipe:
         return self._pending[0][0] if self._pending else None
 
     @property
+    def next_bytes(self) -> bytes:
+        """What waits to be forwarded next."""
+        return self._pending[0][1] if self._pending else b""
+
+    @property
     def finished(self) -> bool:
         return self._ended and not self._pending
 

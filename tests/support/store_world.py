@@ -66,7 +66,7 @@ class World:
         self.desk = self._make_desk()
         for _ in range(idle + lent):
             item = self.new_item()
-            self.store.admit(Permit(), item)
+            self.store.admit(Permit(0.0), item)
             self.store.keep(item)
         del item
         for _ in range(lent):
@@ -85,10 +85,11 @@ class World:
             close_all=self.close_all,
             discard=self.discard,
             refusal=lambda patient: None,
-            proved=lambda record: None,
+            mark_proven=lambda record: None,
+            look_again=lambda record: None,
         )
         report = SimpleNamespace(
-            timed_out=lambda deadline: PoolTimeout("time is over"), explain=lambda: "explained"
+            given_up=lambda deadline: PoolTimeout("time is over"), explain=lambda: "explained"
         )
         care = SimpleNamespace(fault=lambda conn, test, seconds: None)
         upkeep = SimpleNamespace(collect_lost=self.collect_lost)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import ssl
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -18,6 +19,7 @@ import pytest
 
 from psycopg2_pool2.contrib.embedded import Server
 from psycopg2_pool2.contrib.embedded.data import DataDirectory, Setting
+from psycopg2_pool2.contrib.embedded.folders import new_folder
 from psycopg2_pool2.contrib.embedded.log import PREFIX
 from psycopg2_pool2.contrib.embedded.processes import Processes, _lifeline
 from psycopg2_pool2.contrib.embedded.programs import run, spawn
@@ -102,6 +104,27 @@ class Certificates:
 
     def _path(self, name: str) -> str:
         return str(self.folder / name)
+
+
+@contextmanager
+def new_certificates() -> Iterator[Certificates]:
+    """Make a certificate authority; skip the test where there is no openssl."""
+    if shutil.which("openssl") is None:
+        pytest.skip("the command openssl is missing")
+    folder = new_folder()
+    try:
+        yield Certificates(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def server_context(certificates: Certificates, name: str = "server") -> ssl.SSLContext:
+    """Return how a server of the test's own presents a certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    files = certificates.files(name)
+    context.load_cert_chain(str(files["ssl_cert_file"]), str(files["ssl_key_file"]))
+    context.set_alpn_protocols(["postgresql"])
+    return context
 
 
 class TlsServer(Server):

@@ -18,6 +18,11 @@ def known(book: AddressBook) -> list[str]:
     return [place.address for place in book.known()]
 
 
+def waits_for(book: AddressBook) -> tuple[bool, bool]:
+    """Return whether it waits for a replacement, and for any reply."""
+    return book.awaits_replacement, book.awaits_reply
+
+
 @pytest.fixture
 def book() -> AddressBook:
     return AddressBook(address_timeout=60.0)
@@ -42,11 +47,26 @@ def test_an_address_leaves_when_it_was_not_named_for_a_while(book: AddressBook) 
     assert known(book) == ["b"]
 
 
-def test_an_address_stays_for_twice_its_ttl_at_least(book: AddressBook) -> None:
-    book.learn(answer("a", ttl=300.0), 0.0)
-    book.learn(answer("b", ttl=5.0), 600.0)
+@pytest.mark.parametrize(
+    ("address_timeout", "ttl", "stays"),
+    [
+        (60.0, 5.0, 60.0),
+        (60.0, 100.0, 200.0),
+        (60.0, 300.0, 600.0),
+        (60.0, 86400.0, 600.0),
+        (900.0, 86400.0, 900.0),
+        (0.0, 5.0, 10.0),
+        (0.0, 0.0, 0.0),
+    ],
+)
+def test_address_stays_for_its_timeout_or_twice_its_ttl_up_to_ten_minutes(
+    address_timeout: float, ttl: float, stays: float
+) -> None:
+    book = AddressBook(address_timeout)
+    book.learn(answer("a", ttl=ttl), 0.0)
+    book.learn(answer("b"), stays)
     assert known(book) == ["a", "b"]
-    book.learn(answer("b"), 600.1)
+    book.learn(answer("b"), stays + 0.1)
     assert known(book) == ["b"]
 
 
@@ -110,6 +130,80 @@ def test_another_port_is_another_place_and_another_weight_is_not(book: AddressBo
     assert book.known()[1] == Place("a", 2, priority=7, weight=3), "the latest is kept"
 
 
+# -- after a drain -----------------------------------------------------------
+
+
+def test_started_anew_the_next_answer_replaces_all_that_was_known(book: AddressBook) -> None:
+    book.learn(answer("a", "b"), 0.0)
+    book.start_anew()
+    assert book.refresh_due(0.0)
+    assert known(book) == ["a", "b"]
+    assert waits_for(book) == (True, True)
+    book.learn(answer("c"), 1.0, book.generation)
+    assert known(book) == ["c"]
+    assert waits_for(book) == (False, False)
+    assert book.refresh_at == 6.0
+    book.learn(answer("d"), 6.0, book.generation)
+    assert known(book) == ["c", "d"], "it is one answer that decides alone"
+
+
+def test_lookup_that_began_before_the_start_replaces_nothing(book: AddressBook) -> None:
+    book.learn(answer("old"), 0.0)
+    before = book.generation
+    book.start_anew()
+    book.learn(answer("old", "older"), 1.0, before)
+    assert known(book) == ["old", "older"]
+    assert book.awaits_replacement
+    assert book.awaits_reply
+    assert book.refresh_due(1.0)
+    book.failed(1.0, before)
+    assert book.awaits_reply
+    assert book.refresh_due(1.0)
+    book.learn(answer("new"), 2.0, book.generation)
+    assert known(book) == ["new"]
+
+
+def test_incomplete_or_empty_answer_and_silence_replace_nothing(book: AddressBook) -> None:
+    book.learn(answer("a", "b"), 0.0)
+    book.start_anew()
+    book.failed(1.0, book.generation)
+    assert waits_for(book) == (True, False)
+    assert book.refresh_at == 2.0
+    book.learn(answer("c", complete=False), 2.0, book.generation)
+    assert known(book) == ["a", "b", "c"]
+    book.learn(NOBODY, 7.0, book.generation)
+    assert known(book) == ["a", "b", "c"]
+    assert book.awaits_replacement
+    book.learn(answer("d"), 12.0, book.generation)
+    assert known(book) == ["d"]
+
+
+def test_silence_before_the_start_does_not_count_either(book: AddressBook) -> None:
+    book.learn(answer("a"), 0.0)
+    book.failed(5.0)
+    book.start_anew()
+    book.learn(NOBODY, 10_000.0, book.generation)
+    assert known(book) == ["a"]
+
+
+def test_started_anew_twice_only_an_answer_to_the_last_question_counts(book: AddressBook) -> None:
+    book.learn(answer("a"), 0.0)
+    book.start_anew()
+    first = book.generation
+    book.start_anew()
+    book.learn(answer("b"), 1.0, first)
+    assert known(book) == ["a", "b"]
+    book.learn(answer("c"), 2.0, book.generation)
+    assert known(book) == ["c"]
+
+
+def test_new_book_that_is_started_anew_takes_the_first_answer(book: AddressBook) -> None:
+    book.start_anew()
+    book.learn(answer("a"), 1.0, book.generation)
+    assert known(book) == ["a"]
+    assert not book.awaits_replacement
+
+
 ADDRESSES = ["a", "b", "c", "d"]
 
 
@@ -124,6 +218,7 @@ class BookModel(RuleBasedStateMachine):
         self.limits: dict[str, float] = {}
         self.since = 0.0  # the last answer
         self.silent = False
+        self.replaces = False  # started anew, and no complete answer since
 
     @rule(seconds=st.integers(0, 400))
     def wait(self, seconds: int) -> None:
@@ -132,17 +227,20 @@ class BookModel(RuleBasedStateMachine):
 
     @rule(
         named=st.lists(st.sampled_from(ADDRESSES)),
-        ttl=st.sampled_from([0.0, 1.0, 5.0, 50.0, 300.0]),
+        ttl=st.sampled_from([0.0, 1.0, 5.0, 50.0, 300.0, 1000.0]),
         complete=st.booleans(),
     )
     def learn(self, named: list[str], ttl: float, complete: bool) -> None:
         self.book.learn(answer(*named, ttl=ttl, complete=complete), self.now)
+        if self.replaces and named and complete:
+            self.unnamed.clear()
+            self.replaces = False
         if complete and not self.silent:
             for address in self.unnamed:
                 self.unnamed[address] += self.since
         for address in named:
             self.unnamed[address] = 0.0
-            self.limits[address] = max(60.0, 2.0 * ttl)
+            self.limits[address] = max(60.0, min(2.0 * ttl, 600.0))
         for address in ADDRESSES:
             if self.unnamed.get(address, -1.0) > self.limits.get(address, 0.0):
                 del self.unnamed[address]
@@ -151,12 +249,25 @@ class BookModel(RuleBasedStateMachine):
         assert self.book.refresh_at == self.now + min(max(ttl, 1.0), 60.0)
 
     @rule()
+    def start_anew(self) -> None:
+        before = self.book.known()
+        self.book.start_anew()
+        self.replaces = True
+        assert self.book.known() == before
+        assert self.book.refresh_due(self.now)
+
+    @rule()
     def fail(self) -> None:
         before = self.book.known()
         self.book.failed(self.now)
         self.silent = True
         assert self.book.known() == before
         assert self.now + 1.0 <= self.book.refresh_at <= self.now + 15.0
+
+    @invariant()
+    def it_waits_for_a_complete_answer_after_a_start(self) -> None:
+        assert self.book.awaits_replacement == self.replaces
+        assert self.replaces or not self.book.awaits_reply
 
     @invariant()
     def the_known_are_those_named_lately(self) -> None:

@@ -8,7 +8,8 @@ import psycopg2
 import pytest
 
 from psycopg2_pool2.arguments import ConnectArguments
-from psycopg2_pool2.failures import Verdict, judge
+from psycopg2_pool2.failure_kinds import FailureKind
+from psycopg2_pool2.failures import classify
 
 MARK = "s3cr3t-MARK"
 
@@ -56,7 +57,7 @@ def test_libpq_s_error_loses_the_password_where_it_is_quoted_and_keeps_its_meani
     )
     assert str(error) == 'FATAL:  database "x" does not exist, nor "***" at all'
     assert type(error) is psycopg2.OperationalError
-    assert judge(error) is Verdict.FINAL
+    assert classify(error) is FailureKind.LOGIN
 
 
 def test_a_callback_s_error_is_told_without_the_passwords_of_the_last_connects() -> None:
@@ -79,8 +80,9 @@ def test_where_to_is_the_endpoint_s_unless_connect_params_says_it() -> None:
     "given", [None, ["x"], {5: 1}, {"connection_factory": None}, {"async_": True}]
 )
 def test_connect_params_returns_keywords(given: Any) -> None:
-    with pytest.raises(TypeError, match="connect_params must"):
+    with pytest.raises(TypeError, match="connect_params must") as caught:
         arguments(lambda: given).merged({})
+    assert classify(caught.value) is FailureKind.MISTAKE
 
 
 def test_what_connect_params_raises_may_be_mended() -> None:
@@ -89,4 +91,4 @@ def test_what_connect_params_raises_may_be_mended() -> None:
 
     with pytest.raises(LookupError) as caught:
         arguments(fail).merged({})
-    assert judge(caught.value) is Verdict.REFUSED
+    assert classify(caught.value) is FailureKind.CALLBACK

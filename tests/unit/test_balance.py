@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from psycopg2_pool2 import CircuitBreaker, balance, endpoints
+from psycopg2_pool2 import CircuitBreaker, balance, dialer, endpoints
 from psycopg2_pool2.addresses import Answer, Place
 from psycopg2_pool2.balance import Balance
 from psycopg2_pool2.endpoints import Endpoint, Endpoints
-from psycopg2_pool2.failures import Verdict
+from psycopg2_pool2.failure_kinds import FailureKind
 from psycopg2_pool2.stats import Counters
 from psycopg2_pool2.store import Store
 from psycopg2_pool2.supply import Supply
@@ -41,6 +41,9 @@ class City:
 
     `up` are the addresses that can be connected to.
     """
+
+    parameters: dict[str, str] = {}  # noqa: RUF012
+    user_timeout = 0  # so that no socket is looked for
 
     def __init__(self, minconn: int, maxconn: float, *places: str | Place) -> None:
         self.clock = FakeClock()
@@ -176,7 +179,7 @@ class City:
         self.endpoints.failed(
             self.endpoints.begin_at(self.at(address)),
             psycopg2.OperationalError("refused"),
-            Verdict.REFUSED,
+            FailureKind.CUT,
         )
         self.fill(self.store.minconn)
 
@@ -201,6 +204,7 @@ def network(monkeypatch: pytest.MonkeyPatch) -> list[City]:
         return cities[-1].answers(*where)
 
     monkeypatch.setattr(balance, "answers", answers)
+    monkeypatch.setattr(dialer, "answers", lambda *where: True)  # connecting tells
     return cities
 
 

@@ -15,7 +15,7 @@ import pytest
 from psycopg2_pool2 import CircuitBreaker, HostResolutionError
 from psycopg2_pool2.addresses import NOBODY, Answer, Place
 from psycopg2_pool2.endpoints import Endpoint, Endpoints
-from psycopg2_pool2.failures import Verdict
+from psycopg2_pool2.failure_kinds import FailureKind
 from psycopg2_pool2.resolver import NameServerSilent, NoSuchHost
 from tests.support.fakes import FakeClock
 from tests.support.waiting import in_thread, wait_until
@@ -87,8 +87,8 @@ def choice(endpoints: Endpoints, **load: int) -> str | None:
     return None if attempt is None else attempt.endpoint.address
 
 
-def fail(endpoints: Endpoints, address: str, verdict: Verdict = Verdict.REFUSED) -> None:
-    endpoints.failed(endpoints.begin_at(at(endpoints, address)), ERROR, verdict)
+def fail(endpoints: Endpoints, address: str, kind: FailureKind = FailureKind.CUT) -> None:
+    endpoints.failed(endpoints.begin_at(at(endpoints, address)), ERROR, kind)
 
 
 def succeed(endpoints: Endpoints, address: str) -> None:

@@ -42,7 +42,7 @@ def test_every_exception_is_exported_and_is_a_pool_error() -> None:
     own = {
         name: value
         for name, value in vars(errors).items()
-        if inspect.isclass(value) and value.__module__ == errors.__name__
+        if inspect.isclass(value) and value.__module__ == errors.__name__ and name[0] != "_"
     }
     assert set(own) <= set(NAMES)
     assert all(issubclass(value, PoolError) for value in own.values())

@@ -6,55 +6,65 @@ import psycopg2
 import pytest
 from psycopg2 import errorcodes, errors
 
-from psycopg2_pool2.failures import Verdict, judge, reissue, says_lost
+from psycopg2_pool2.failure_kinds import FailureKind
+from psycopg2_pool2.failures import classify, copy_error, mark, says_lost
 
 SERVER = 'connection to server at "127.0.0.1", port 5432 failed: '
 
 
 @pytest.mark.parametrize(
-    ("text", "verdict"),
+    ("text", "kind"),
     [
-        ('FATAL:  password authentication failed for user "x"', Verdict.FINAL),
-        ("fe_sendauth: no password supplied", Verdict.FINAL),
-        ('FATAL:  no pg_hba.conf entry for host "::1"', Verdict.FINAL),
-        ('FATAL:  role "x" does not exist', Verdict.FINAL),
-        ('FATAL:  database "x" does not exist', Verdict.FINAL),
-        ('FATAL:  permission denied for database "x"', Verdict.FINAL),
-        ('invalid sslmode value: "x"', Verdict.FINAL),
-        ("server does not support SSL, but SSL was required", Verdict.FINAL),
-        ("FATAL:  unsupported startup parameter: options", Verdict.FINAL),
-        ("FATAL:  unsupported startup parameter in options: work_mem", Verdict.FINAL),
-        ("FATAL:  Feature not supported: RDS Proxy currently doesn't ...", Verdict.FINAL),
-        ("FATAL:  sorry, too many clients already", Verdict.FULL),
-        ("FATAL:  remaining connection slots are reserved for superusers", Verdict.FULL),
-        ('FATAL:  too many connections for role "x"', Verdict.FULL),
-        ("FATAL:  no more connections allowed (max_client_conn)", Verdict.FULL),
-        ("timeout expired", Verdict.SILENT),
-        ("Connection timed out", Verdict.SILENT),
-        ("No route to host", Verdict.SILENT),
-        ("Connection refused", Verdict.REFUSED),
-        ("FATAL:  the database system is starting up", Verdict.REFUSED),
-        ("server closed the connection unexpectedly", Verdict.REFUSED),
-        ("etwas ganz anderes", Verdict.REFUSED),
+        ('FATAL:  password authentication failed for user "x"', FailureKind.LOGIN),
+        ("timeout expired", FailureKind.SILENT),
+        ("Connection refused", FailureKind.CUT),
+        ("FATAL:  the database system is starting up", FailureKind.NOT_NOW),
+        ("etwas ganz anderes", FailureKind.CUT),
+        ("FATAL:  etwas ganz anderes", None),
     ],
 )
-def test_the_server_s_words_are_understood(text: str, verdict: Verdict) -> None:
-    assert judge(psycopg2.OperationalError(SERVER + text)) is verdict
+def test_words_that_are_known_tell_and_an_answer_in_others_does_not(
+    text: str, kind: FailureKind | None
+) -> None:
+    assert classify(psycopg2.OperationalError(SERVER + text)) is kind
 
 
-def test_an_error_of_the_system_may_pass_and_one_of_the_program_may_not() -> None:
-    assert judge(OSError("no more files")) is Verdict.REFUSED
-    assert judge(psycopg2.InterfaceError("odd")) is Verdict.REFUSED
-    assert judge(ZeroDivisionError()) is Verdict.FINAL
-    assert judge(psycopg2.ProgrammingError("bad dsn")) is Verdict.FINAL
+def test_an_error_that_is_not_libpq_s_tells_by_its_class() -> None:
+    assert classify(OSError("no more files")) is FailureKind.CUT
+    assert classify(psycopg2.InterfaceError("odd")) is FailureKind.CUT
+    assert classify(ZeroDivisionError()) is FailureKind.CALLBACK
+    assert classify(psycopg2.ProgrammingError("bad dsn")) is FailureKind.MISTAKE
 
 
-def test_a_reissued_error_is_a_copy_without_traceback() -> None:
+def test_a_statement_s_sqlstate_tells_where_its_words_do_not() -> None:
+    class Coded(psycopg2.OperationalError):
+        pgcode = "53200"
+
+    assert classify(Coded("Speicher aufgebraucht")) is FailureKind.NOT_NOW
+
+
+def test_a_mark_says_more_than_the_words_and_stays_on_a_copy() -> None:
+    error = psycopg2.OperationalError("Connection refused")
+    mark(error, FailureKind.CALLBACK)
+    assert classify(copy_error(error)) is FailureKind.CALLBACK
+
+
+def test_an_error_that_takes_no_mark_is_taken_as_it_is() -> None:
+    class Bare(Exception):
+        def __setattr__(self, name: str, value: object) -> None:
+            raise AttributeError(name)
+
+    error = Bare()
+    mark(error, FailureKind.LOGIN)
+    assert classify(error) is FailureKind.CALLBACK
+
+
+def test_a_copied_error_is_raised_without_traceback() -> None:
     try:
         raise psycopg2.OperationalError("gone") from ValueError("why")
     except psycopg2.OperationalError as error:
         original = error
-    twin = reissue(original)
+    twin = copy_error(original)
     assert twin is not original
     assert type(twin) is type(original)
     assert str(twin) == "gone"
@@ -68,7 +78,7 @@ def test_an_error_that_cannot_be_copied_is_issued_itself() -> None:
             raise TypeError("no")
 
     error = Stubborn()
-    assert reissue(error) is error
+    assert copy_error(error) is error
 
 
 @pytest.mark.parametrize(

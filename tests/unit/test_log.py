@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from psycopg2_pool2.log import Logger, Seldom, is_from_signal_handler, logger
+from psycopg2_pool2.interruptions import raised_by_handler
+from psycopg2_pool2.log import Logger, Seldom, logger
 from psycopg2_pool2.threads import OwnThread, is_own_thread
 from tests.support.fakes import FakeClock
 from tests.support.processes import in_child
@@ -175,7 +176,7 @@ def test_error_that_is_no_signal_handlers_is_not_taken_for_one() -> None:
     try:
         with pytest.raises(TimeLimitError) as caught:
             fail(TimeLimitError())
-        assert not is_from_signal_handler(caught.value)
+        assert not raised_by_handler(caught.value)
     finally:
         signal.signal(signal.SIGUSR1, before)
 

@@ -14,7 +14,7 @@ from typing import Any
 import psycopg2
 import pytest
 
-from psycopg2_pool2 import ConnectionPool, PoolStats, connector
+from psycopg2_pool2 import ConnectionPool, PoolStats
 from tests.support.fakes import FakeClock, FakeDriver, fake_pool
 
 
@@ -155,7 +155,6 @@ class World:
 def test_log_call_that_raises_loses_no_slot(
     monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
-    monkeypatch.setattr(connector, "_match_encoding", lambda conn: None)
     texts: set[str] = set()
     reached = number = 0
     while True:

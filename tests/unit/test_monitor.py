@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -330,11 +331,13 @@ def test_offered_job_is_run_or_refused(monitor: Monitor, client: Client) -> None
 def test_nobody_looks_after_guards_without_a_thread(
     monitor: Monitor, pair: tuple[socket.socket, socket.socket]
 ) -> None:
+    conn = SimpleNamespace(fileno=pair[0].fileno, closed=0)
     with no_threads():
-        guard: Any = monitor.guards.guard(pair[0], 10)
+        guard: Any = monitor.guards.guard(conn, 10)
         assert isinstance(guard, LocalGuard)
+        assert not guard.lift()
     assert not monitor.guards
-    again: Any = monitor.guards.guard(pair[0], 10)
+    again: Any = monitor.guards.guard(conn, 10)
     assert isinstance(again, SocketGuard)
     assert monitor.is_running
     assert not again.lift()

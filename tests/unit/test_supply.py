@@ -10,6 +10,7 @@ import functools
 import gc
 import logging
 import random
+import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -18,8 +19,17 @@ from typing import Any
 import psycopg2
 import pytest
 
-from psycopg2_pool2 import CircuitBreaker, ConnectionPool, PoolUnavailable, breaker, desk
+from psycopg2_pool2 import (
+    CircuitBreaker,
+    ConnectionPool,
+    PoolUnavailable,
+    breaker,
+    desk,
+    dialer,
+    login_backoff,
+)
 from psycopg2_pool2 import endpoints as endpoints_module
+from psycopg2_pool2 import supply as supply_module
 from psycopg2_pool2.endpoints import Endpoints
 from psycopg2_pool2.monitor import Timer
 from psycopg2_pool2.resolver import Resolver
@@ -34,7 +44,7 @@ REFUSED = 'connection to server at "127.0.0.1", port 1 failed: Connection refuse
 SILENT = 'connection to server at "127.0.0.1", port 1 failed: timeout expired'
 WRONG_PASSWORD = 'FATAL:  password authentication failed for user "careful"'
 TOO_MANY = "FATAL:  sorry, too many clients already"
-FINAL = [
+REFUSED_LOGIN = [
     WRONG_PASSWORD,
     'FATAL:  database "atlantis" does not exist',
     'FATAL:  role "nemo" does not exist',
@@ -62,6 +72,8 @@ class FakeConnector:
     """Connects as `error` says: None succeeds."""
 
     tell = staticmethod(str)
+    parameters: dict[str, str] = {}  # noqa: RUF012
+    user_timeout = 0  # so that no socket is looked for
 
     def __init__(self, clock: FakeClock) -> None:
         self.error: str | None = None
@@ -94,6 +106,7 @@ class FakeMonitor:
     """Keeps jobs and timers until they are asked for."""
 
     watches = False
+    is_running = True
 
     def __init__(self, clock: FakeClock) -> None:
         self.jobs: deque[Callable[[], object]] = deque()
@@ -131,6 +144,7 @@ class World:
         self.clock = FakeClock()
         self.monitor = FakeMonitor(self.clock)
         self.connector = FakeConnector(self.clock)
+        self.care = FakeCare()
         self.store: Store[Any] = Store(minconn, maxconn, self.clock)
         self.counters = Counters()
         self._borrowers: list[ThreadWaiter[Any]] = []  # who have what was handed to them
@@ -147,7 +161,7 @@ class World:
             name="pool",
             store=self.store,
             connector=self.connector,  # type: ignore[arg-type]
-            care=FakeCare(),  # type: ignore[arg-type]
+            care=self.care,  # type: ignore[arg-type]
             endpoints=endpoints,
             monitor=self.monitor,  # type: ignore[arg-type]
             num_workers=num_workers,
@@ -216,6 +230,13 @@ class World:
         assert self.state == "open"
 
 
+@pytest.fixture(autouse=True)
+def in_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be a worker: what one would do is done by the test's thread."""
+    for module in (dialer, supply_module):
+        monkeypatch.setattr(module, "is_own_thread", lambda: True)
+
+
 @pytest.fixture
 def world() -> World:
     return World()
@@ -225,6 +246,7 @@ def world() -> World:
 def no_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (breaker, endpoints_module):
         monkeypatch.setattr(module, "jitter", lambda value, share: value)
+    monkeypatch.setattr(login_backoff, "chance", lambda: 0.0)
 
 
 def gaps(times: list[float]) -> list[float]:
@@ -240,15 +262,17 @@ class TestRefusingServer:
         world.connector.error = REFUSED
         world.wait(crowd)
         world.pass_time(10)
-        # The threshold at once, then every quarter of a second.
-        assert len(world.attempts) == 3 + 40
-        assert set(gaps(world.attempts[2:])) == {0.25}
+        # The threshold at once, then every quarter of a second; after 2.5 s a tenth of the outage.
+        away = [at - world.attempts[0] for at in world.attempts[2:-1]]
+        expected = [max(0.25, seconds / 10) for seconds in away]
+        assert gaps(world.attempts[2:]) == pytest.approx(expected, abs=1e-5)
+        assert len(world.attempts) == 27
 
     def test_is_asked_at_most_five_times_a_second_whatever_the_jitter(self, world: World) -> None:
         world.connector.error = REFUSED
         world.wait(200)
         world.pass_time(10)
-        assert all(0.2 - 1e-6 <= gap <= 0.3 + 1e-6 for gap in gaps(world.attempts[2:]))
+        assert all(0.2 - 1e-6 <= gap <= 1.2 + 1e-6 for gap in gaps(world.attempts[2:]))
 
     def test_never_has_two_attempts_in_flight_once_one_has_failed(self, world: World) -> None:
         world.connector.error = REFUSED
@@ -284,7 +308,7 @@ class TestRefusingServer:
         world.pass_time(60)
         assert not world.store.idle
         world.connector.error = None
-        world.pass_time(0.3)
+        world.pass_time(5 * 1.2)
         assert len(world.store.idle) == 3
 
     def test_that_is_back_serves_all_who_wait(self, world: World) -> None:
@@ -293,7 +317,7 @@ class TestRefusingServer:
         world.pass_time(60)
         assert all(waiter.item is None and waiter.error is None for waiter in waiters)
         world.connector.error = None
-        world.pass_time(0.3)
+        world.pass_time(5 * 1.2)
         assert all(waiter.item is not None for waiter in waiters)
 
 
@@ -361,62 +385,212 @@ class TestRamp:
         assert most == 4
 
 
-class TestFinalErrors:
-    @pytest.mark.parametrize("text", FINAL)
-    def test_reach_all_who_wait_at_once(self, world: World, text: str) -> None:
+class TestRefusedLogin:
+    @pytest.mark.parametrize("text", REFUSED_LOGIN)
+    def test_reaches_every_waiter_at_once(self, world: World, text: str) -> None:
         world.connector.error = text
         waiters = world.wait(20)
-        world.finish_one()
+        world.finish()
         assert {str(waiter.error) for waiter in waiters} == {text}
         assert len({id(waiter.error) for waiter in waiters}) == 20
-        assert world.state == "closed"
+        assert len(world.attempts) == 1, "the others were spared"
+        assert world.state == "open"
 
-    def test_are_told_to_newcomers_for_a_quarter_of_a_second_without_asking(
-        self, world: World
-    ) -> None:
+    def test_is_told_to_newcomers_until_the_next_attempt_is_due(self, world: World) -> None:
         world.connector.error = WRONG_PASSWORD
-        world.wait(20)
+        world.wait()
         world.finish()
-        before = len(world.attempts)
-        world.clock.advance(0.24)
+        world.clock.advance(0.99)
         for patient in (False, True):
             refusal = world.supply.refusal(patient)
             assert type(refusal) is psycopg2.OperationalError
             assert str(refusal) == WRONG_PASSWORD
-        world.wait(20)
-        world.finish()
-        assert len(world.attempts) == before
-        world.clock.advance(0.02)
+        assert len(world.attempts) == 1
+        world.clock.advance(0.22)
         assert world.supply.refusal(patient=True) is None
         world.wait(20)
-        assert world.in_flight == 1, "one asks for the whole crowd"
+        assert world.in_flight == 1, "one attempt for the whole crowd"
 
     @pytest.mark.usefixtures("no_jitter")
-    def test_that_nobody_waits_for_are_asked_for_again_less_and_less(self) -> None:
+    def test_is_tried_again_less_and_less_often_while_nobody_waits(self) -> None:
         world = World(minconn=3, num_workers=1)
         world.connector.error = WRONG_PASSWORD
         world.supply.grow()
         world.pass_time(400)
-        assert gaps(world.attempts)[:10] == [0.25, 0.5, 1, 2, 4, 8, 16, 32, 60, 60]
+        assert gaps(world.attempts)[:9] == [1, 2, 4, 8, 16, 32, 60, 60, 60]
 
-    def test_that_are_mended_are_forgotten(self) -> None:
+    def test_is_tried_at_most_eight_times_in_the_first_minute_and_once_a_minute_after(
+        self, world: World
+    ) -> None:
+        world.connector.error = WRONG_PASSWORD
+        for _ in range(1200):
+            if world.supply.refusal(patient=True) is None:
+                world.wait()
+            world.pass_time(0.1)
+        assert sum(at < world.attempts[0] + 60 for at in world.attempts) <= 8
+        assert sum(at >= world.attempts[0] + 60 for at in world.attempts) <= 1
+
+    def test_that_is_accepted_again_is_forgotten(self) -> None:
         world = World(minconn=3)
         world.connector.error = WRONG_PASSWORD
         world.supply.grow()
         world.pass_time(200)
         world.connector.error = None
+        world.pass_time(73)
+        assert len(world.store.idle) == 3
+        assert world.supply.last_error is None
+        assert world.state == "closed"
+
+    def test_does_not_reach_a_waiter_while_a_connection_is_in_use(self, world: World) -> None:
+        [holder] = world.wait()
+        world.finish()
+        world.connector.error = WRONG_PASSWORD
         [waiter] = world.wait()
         world.finish()
-        assert waiter.item is not None
-        assert len(world.store.idle) == 2, "the rest of minconn is not put off"
-        assert world.supply.last_error is None
+        assert waiter.error is None
+        assert world.supply.refusal(patient=True) is None
+        item = holder.item
+        assert item is not None
+        world.store.claim(item.pool_record)
+        world.store.give_back(item, item.pool_record)
+        assert waiter.item is item
 
-    def test_do_not_close_a_breaker_that_is_open(self, world: World) -> None:
+    def test_reaches_the_waiters_when_the_last_connection_is_lost(self, world: World) -> None:
+        world.wait()
+        world.finish()
+        world.connector.error = WRONG_PASSWORD
+        waiters = world.wait(2)
+        world.finish()
+        world.close_all_in_use()
+        assert {str(waiter.error) for waiter in waiters} == {WRONG_PASSWORD}
+
+    def test_of_a_server_that_was_away_ends_its_outage(self, world: World) -> None:
         world.fail_until_open()
         world.connector.error = WRONG_PASSWORD
         world.pass_time(0.3)
-        assert world.state == "open"
+        assert world.supply.endpoints()[0].failures == 1
         assert str(world.supply.last_error) == WRONG_PASSWORD
+
+    def test_is_tried_at_once_after_drain(self, world: World) -> None:
+        world.connector.error = WRONG_PASSWORD
+        world.wait()
+        world.pass_time(30)
+        world.connector.error = None
+        world.supply.drain()
+        [waiter] = world.wait()
+        world.finish()
+        assert waiter.item is not None
+
+
+class TestMistake:
+    TEXT = 'invalid sslmode value: "maybe"'
+
+    def test_reaches_every_waiter_even_while_a_connection_is_in_use(self, world: World) -> None:
+        world.wait()
+        world.finish()
+        world.connector.error = self.TEXT
+        waiters = world.wait(20)
+        world.finish_one()
+        assert {str(waiter.error) for waiter in waiters} == {self.TEXT}
+
+    def test_is_told_to_newcomers_for_a_moment_instead_of_being_tried_again(
+        self, world: World
+    ) -> None:
+        world.connector.error = self.TEXT
+        world.wait()
+        world.finish()
+        world.clock.advance(0.24)
+        assert str(world.supply.refusal(patient=True)) == self.TEXT
+        world.clock.advance(0.02)
+        assert world.supply.refusal(patient=True) is None
+
+    @pytest.mark.usefixtures("no_jitter")
+    def test_is_tried_again_less_and_less_often_while_nobody_waits(self) -> None:
+        world = World(minconn=3, num_workers=1)
+        world.connector.error = self.TEXT
+        world.supply.grow()
+        world.pass_time(400)
+        assert gaps(world.attempts)[:10] == [0.25, 0.5, 1, 2, 4, 8, 16, 32, 60, 60]
+
+
+class TestCallback:
+    """What a callback of the program raised: one call, one error."""
+
+    @pytest.fixture
+    def world(self) -> World:
+        world = World()
+
+        def fail(item: Item) -> None:
+            raise RuntimeError("configure")
+
+        world.care.prepare = fail  # type: ignore[method-assign]
+        return world
+
+    def test_reaches_no_waiter_that_has_time_left(self, world: World) -> None:
+        waiters = world.wait(3)
+        world.finish_one()
+        assert all(waiter.error is None for waiter in waiters)
+        world.care.prepare = lambda item: None  # type: ignore[method-assign]
+        world.pass_time(1)
+        assert all(waiter.item is not None for waiter in waiters)
+
+    def test_reaches_one_waiter_that_cannot_wait_for_each_call(self, world: World) -> None:
+        waiters = world.wait(3, patient=False)
+        world.finish_one()
+        assert [str(waiter.error) for waiter in waiters] == ["configure", "None", "None"]
+        world.finish_one()
+        assert [str(waiter.error) for waiter in waiters] == ["configure", "configure", "None"]
+
+    def test_is_not_told_to_newcomers(self, world: World) -> None:
+        world.wait()
+        world.finish_one()
+        assert world.supply.refusal(patient=True) is None
+
+
+class TestStalledOpening:
+    """An opening that hangs is no help: whoever has room gets its own."""
+
+    def test_is_overtaken_by_one_for_the_next_waiter(self, world: World) -> None:
+        world.wait()
+        hangs = world.monitor.jobs.popleft()
+        [second] = world.wait()
+        world.finish()
+        world.clock.advance(0.3)
+        world.supply.grow()
+        world.finish()
+        assert second.item is not None
+        assert world.store.size == 3
+        hangs()
+        assert world.store.opening == 0
+        assert len(world.store.idle) == 1, "what was opened too late is kept"
+
+    def test_is_replaced_without_anybody_looking(self, world: World) -> None:
+        world.wait()
+        hangs = world.monitor.jobs.popleft()
+        [second] = world.wait()
+        world.finish()
+        was_overtaken = second.item is None  # the first waiter got what was opened
+        world.pass_time(0.3)
+        assert was_overtaken
+        assert second.item is not None
+        assert callable(hangs)
+
+    def test_still_counts_for_maxconn(self) -> None:
+        world = World(maxconn=2)
+        world.wait(3)
+        world.finish_one()
+        hangs = world.monitor.jobs.popleft()
+        world.pass_time(10)
+        assert world.store.size == 2
+        assert not world.monitor.jobs
+        assert callable(hangs)
+
+    def test_adds_to_the_patience_with_the_others(self, world: World) -> None:
+        world.wait()
+        world.finish()  # from now on it is known how long a connect takes
+        world.wait(20)
+        world.pass_time_with(5, lambda: None)  # each hangs
+        assert 3 < world.in_flight <= 15
 
 
 class TestFullServer:
@@ -533,7 +707,7 @@ class TestFirstTest:
             conn, waiter.item = waiter.item, None
             assert conn is not None
             error = psycopg2.OperationalError("server login has been failing")
-            world.supply.disappointed(error, conn.pool_record)
+            world.supply.first_test_failed(error, conn.pool_record)
             world.store.claim(conn.pool_record)
             world.supply.discard(conn, at_once=True)
         assert world.state == "open"
@@ -553,11 +727,13 @@ class TestLog:
         world.pass_time(600)
         attempts = len(world.attempts)
         world.connector.error = None
-        world.pass_time(1)
+        world.pass_time(7)
         loud = [record for record in caplog.records if record.levelno >= logging.INFO]
         assert [record.levelno for record in loud] == [logging.WARNING, logging.INFO]
         assert REFUSED in loud[0].getMessage()
-        assert f"after 600.{loud[1].getMessage().split('600.')[1][0]} s" in loud[1].getMessage()
+        after = re.search(r"after ([\d.]+) s", loud[1].getMessage())
+        assert after is not None
+        assert 600 <= float(after[1]) <= 607
         assert f"{attempts} failed attempts" in loud[1].getMessage()
         assert all("'pool'" in record.getMessage() for record in caplog.records)
 

@@ -11,7 +11,7 @@ import pytest
 from psycopg2 import extensions as ext
 
 from psycopg2_pool2 import waits
-from psycopg2_pool2.waits import Limit, WaitCallback, keeps_limits
+from psycopg2_pool2.waits import Limit, WaitCallback, ask_to_stop, keeps_limits
 from tests.support.fakes import FakeConnection, FakeDriver
 
 
@@ -46,7 +46,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
     made = FakeDriver()
     made.install(monkeypatch)
     monkeypatch.setattr(FakeConnection, "poll", lambda conn: ext.POLL_READ)
-    monkeypatch.setattr(waits, "_wait_for", lambda read, write, seconds: time.sleep(0.001))
+    monkeypatch.setattr(waits, "wait_ready", lambda read, write, seconds: time.sleep(0.001))
     monkeypatch.setattr(waits, "_place", lambda conn: "the server")
     return made
 
@@ -141,26 +141,29 @@ def test_a_callback_of_our_own_that_was_left_behind_takes_itself_out(
 
 
 @pytest.mark.parametrize(
-    ("status", "answers", "cancelled"),
-    [
-        (ext.TRANSACTION_STATUS_ACTIVE, True, 1),
-        (ext.TRANSACTION_STATUS_ACTIVE, False, 0),  # it would block the whole process
-        (ext.TRANSACTION_STATUS_IDLE, True, 0),
-    ],
+    ("status", "cancelled"),
+    [(ext.TRANSACTION_STATUS_ACTIVE, 1), (ext.TRANSACTION_STATUS_IDLE, 0)],
 )
 def test_the_server_is_asked_to_stop_an_interrupted_statement(
-    slot: Slot,
-    program: Program,
-    conn: FakeConnection,
-    driver: FakeDriver,
-    status: int,
-    answers: bool,
-    cancelled: int,
+    program: Program, conn: FakeConnection, driver: FakeDriver, status: int, cancelled: int
 ) -> None:
     conn.begin(status)
-    if not answers:
-        driver.dead.add(conn.fd)
     program.error = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         WaitCallback(program)(conn)
     assert driver.cancelled == cancelled
+
+
+def test_a_forked_child_does_not_stop_what_its_parent_executes(
+    conn: FakeConnection, driver: FakeDriver
+) -> None:
+    conn.begin(ext.TRANSACTION_STATUS_ACTIVE)
+    conn.pool_pid = 0  # another process opened it
+    ask_to_stop(conn, 1)
+    assert driver.cancelled == 0
+
+
+def test_a_server_that_cannot_be_asked_holds_nothing_up(conn: FakeConnection) -> None:
+    conn.begin(ext.TRANSACTION_STATUS_ACTIVE)
+    conn.pool_cancel_request = None
+    ask_to_stop(conn, 1)

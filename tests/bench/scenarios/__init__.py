@@ -4,6 +4,7 @@ from tests.bench.harness import Scenario
 from tests.bench.scenarios import (
     adaptive,
     database,
+    fleet,
     healing,
     idle,
     imports,
@@ -26,6 +27,7 @@ _MODULES = (
     imports,
     spread,
     adaptive,
+    fleet,
     database,
     tasks,
 )

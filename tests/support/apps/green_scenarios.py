@@ -13,9 +13,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import psycopg2
+from psycopg2 import extensions as ext
 
 from psycopg2_pool2 import ConnectionPool, PoolExhausted, PoolTimeout, waits
 
@@ -251,6 +253,56 @@ def timeouts_in_queries(green: Any, dsn: str) -> dict[str, Any]:
         request("wait_for_the_end_of_pg_sleep")
         assert_whole(pool)
         return {"returns_bad": pool.get_stats()["returns_bad"]}
+
+
+def unanswered_requests(green: Any, dsn: str) -> dict[str, Any]:
+    """End greenlets in statements that the server takes no request to stop."""
+
+    def query() -> None:
+        with pool.conn() as conn:
+            conns.append(conn)
+            try:
+                ask(conn, "SELECT pg_sleep(600)")
+            finally:
+                conns.clear()
+
+    conns: list[Any] = []
+    with ConnectionPool(0, 1, dsn=dsn, timeout=LONG) as pool, ticking(green) as ticks:
+        for error in (green.Timeout(), green.GreenletExit()):
+            greenlet = green.spawn(query)
+            wait_until(lambda: conns and _is_executing(conns[0]))
+            before = len(ticks)
+            with suppress(type(error)):
+                green.interrupt(greenlet, error)
+            # The greenlet was held up until the request was given up, and no other was.
+            assert len(ticks) > before + 3
+        longest = max(after - before for before, after in pairwise(ticks))
+    return {"longest": longest}
+
+
+def returns_in_use(green: Any, dsn: str) -> dict[str, Any]:
+    """Return a connection while another greenlet waits for an answer on it."""
+
+    def query(conn: Any) -> Exception | None:
+        return raised_by(partial(ask, conn, "SELECT pg_sleep(600)"))
+
+    errors = []
+    with ticking(green) as ticks:
+        for num_workers in ALL_NUM_WORKERS:
+            with ConnectionPool(0, 1, dsn=dsn, timeout=LONG, num_workers=num_workers) as pool:
+                conn = pool.getconn()
+                greenlet = green.spawn(query, conn)
+                wait_until(partial(_is_executing, conn))
+                pool.putconn(conn)
+                errors.append(isinstance(green.result(greenlet), psycopg2.Error))
+                assert_whole(pool)
+    return {"errors": errors, "ticks": len(ticks)}
+
+
+def _is_executing(conn: Any) -> bool:
+    """Tell whether it executes something, and not just the BEGIN that psycopg2 sends first."""
+    active = conn.get_transaction_status() == ext.TRANSACTION_STATUS_ACTIVE
+    return bool(active and conn.status == ext.STATUS_BEGIN)
 
 
 # -- the server -------------------------------------------------------------------

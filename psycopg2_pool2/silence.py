@@ -1,0 +1,138 @@
+"""Whether anybody answers an attempt to connect that takes long.
+
+psycopg2 connects in one call, which tells nothing before its end: a black hole
+and a server with a slow login look the same, and libpq's ``connect_timeout``
+cannot tell them apart either.  On Linux the socket of the attempt can be looked
+at meanwhile by another thread.  It is known by a mark: a ``tcp_user_timeout`` of
+its own, longer by some milliseconds than the one that is wanted, which libpq
+sets before it connects.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import struct
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from .sockets import answers, twin_socket
+
+if TYPE_CHECKING:
+    import socket
+
+CAN_LOOK = sys.platform == "linux"
+"""Whether an attempt can be told from the others of the process."""
+_MARKS = 1000
+_marks = itertools.count()
+_SIDE_QUESTION_TIMEOUT = 1.0
+_ESTABLISHED = 1
+# In the kernel's struct tcp_info: the state, and how many bytes have been received.
+_STATE = struct.Struct("B")
+_RECEIVED = struct.Struct("Q")
+_RECEIVED_AT = 128
+
+
+class SilenceWatch:
+    """Looks whether a server has answered an attempt to connect.
+
+    ``call_later`` has :meth:`look` called from another thread, after
+    ``patience`` seconds, unless the attempt is over by then.  If nobody has
+    answered, ``on_silence`` is called there; it may call :meth:`end_attempt`.
+    """
+
+    __slots__ = ("__weakref__", "_on_silence", "_place", "ended", "is_over", "mark")
+
+    def __init__(
+        self,
+        place: tuple[str | None, str | None, int],
+        user_timeout: int,
+        on_silence: Callable[[SilenceWatch], object],
+    ) -> None:
+        self._place = place
+        self._on_silence = on_silence
+        #: The attempt's ``tcp_user_timeout``, in milliseconds.
+        self.mark = user_timeout + next(_marks) % _MARKS
+        self.is_over = False
+        self.ended = False  # the attempt, by us
+
+    def look(self) -> None:
+        """Call ``on_silence`` if nobody has answered yet."""
+        if not self.is_over and self._is_silent():
+            self._on_silence(self)
+
+    def end_attempt(self) -> None:
+        """Shut the attempt's socket down: it fails at once."""
+        found = _find(self.mark)
+        if found is None:
+            return
+        with found:
+            if not _bytes_received(found):  # else it has answered at the last moment
+                self.ended = True
+                found.shutdown(2)  # both ways
+
+    def _is_silent(self) -> bool:
+        found = _find(self.mark)
+        if found is None:
+            return False  # it has just ended, or was closed to be tried again
+        with found:
+            if _bytes_received(found):
+                return False
+            if not _is_established(found):
+                return True
+        # Without TLS it is for the server to speak only after it has read who wants to log in.
+        return not answers(*self._place, _SIDE_QUESTION_TIMEOUT)
+
+
+def _find(mark: int) -> socket.socket | None:
+    """Return a copy of the socket with this mark.
+
+    The mark is read from the copy again: the number may be another file's by then.
+    """
+    for name in os.listdir("/proc/self/fd"):
+        fd = int(name)
+        try:
+            if _mark_of(fd) != mark:
+                continue
+            copy = twin_socket(fd)
+        except OSError:
+            continue  # no TCP socket, or closed meanwhile
+        if _user_timeout(copy) == mark:
+            return copy
+        copy.close()
+    return None
+
+
+def _mark_of(fd: int) -> int:
+    import socket  # heavy, and rarely needed
+
+    borrowed = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=fd)
+    try:
+        return _user_timeout(borrowed)
+    finally:
+        borrowed.detach()
+
+
+def _user_timeout(sock: socket.socket) -> int:
+    import socket  # heavy, and rarely needed
+
+    option: Any = getattr(socket, "TCP_USER_TIMEOUT", 18)
+    return sock.getsockopt(socket.IPPROTO_TCP, option)
+
+
+def _tcp_info(sock: socket.socket) -> bytes:
+    import socket  # heavy, and rarely needed
+
+    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RECEIVED_AT + _RECEIVED.size)
+
+
+def _bytes_received(sock: socket.socket) -> int:
+    info = _tcp_info(sock)
+    if len(info) < _RECEIVED_AT + _RECEIVED.size:
+        return 0  # before Linux 4.1: the side question decides
+    return int(_RECEIVED.unpack_from(info, _RECEIVED_AT)[0])
+
+
+def _is_established(sock: socket.socket) -> bool:
+    return bool(_STATE.unpack_from(_tcp_info(sock))[0] == _ESTABLISHED)
