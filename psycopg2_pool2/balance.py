@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 
 from .care import Care
@@ -11,12 +10,11 @@ from .dialer import LOOKUP_TIMEOUT
 from .endpoints import Endpoint, Endpoints
 from .errors import HostResolutionError
 from .interruptions import let_through
+from .log import logger
 from .sockets import answers
 from .stats import Counters
 from .store import Permit, Record, Store
 from .supply import Supply
-
-logger = logging.getLogger("psycopg2_pool2")
 
 STEP = 1.0
 """Seconds between two steps while anything is to be moved or tried again."""
@@ -92,8 +90,8 @@ class Balance:
         ]
         waiting = False
         for record in left:
-            logger.debug("pool %r: %s has left", self.name, record.endpoint)
             waiting |= not self._supply.replace(record)
+            logger.debug("pool %r: %s has left", self.name, record.endpoint)
         return waiting
 
     # -- what fails --------------------------------------------------------

@@ -11,12 +11,11 @@ from .connector import ACTIVE, IDLE, UNKNOWN, Connection, Connector
 from .failure_kinds import FailureKind
 from .failures import SilenceError, WrongRoleError, is_interruption, mark, silence
 from .guards import Guard, LocalGuard
+from .log import logger
 from .monitor import Monitor
 from .stats import Counters
 from .store import Record
 from .waits import keeps_limits
-
-logger = logging.getLogger("psycopg2_pool2")
 
 
 class Care:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import re
 import select
-import time
 import weakref
 from collections.abc import Callable, Mapping
 from operator import attrgetter
@@ -27,6 +26,7 @@ from .forks import gate
 from .interruptions import let_through, suppress
 from .sockets import shut_down
 from .targets import DEFAULT_PORT, effective
+from .timing import monotonic
 from .waits import Limit, ask_to_stop, keeps_limits, may_close
 
 if TYPE_CHECKING:
@@ -430,4 +430,4 @@ def _deadline(connect_timeout: Any, seconds: float | None) -> float | None:
     except (TypeError, ValueError):  # unset or unreadable, which libpq tells better
         given = 0
     limits = [limit for limit in (given if given > 0 else None, seconds) if limit is not None]
-    return time.monotonic() + min(limits) if limits else None
+    return monotonic() + min(limits) if limits else None

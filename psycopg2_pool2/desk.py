@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 from collections.abc import Callable, Hashable, Sequence
 
 from .care import Care
@@ -19,6 +18,7 @@ from .failure_kinds import FailureKind
 from .failures import classify, copy_error, is_interruption
 from .keyed import KeyedLoans
 from .loans import Loan, borrower, call_site
+from .log import logger
 from .options import PoolOptions
 from .report import Report
 from .stats import Counters
@@ -27,8 +27,6 @@ from .store import Permit, Record, Store, ThreadWaiter, Waiter
 from .supply import Supply
 from .timing import Clock, Deadline
 from .upkeep import Upkeep
-
-logger = logging.getLogger("psycopg2_pool2")
 
 _CLOSED_BY_PROGRAM = 1  # psycopg2's connection.closed; 2 if the server has gone
 _LOOK_AGAIN = 0.5
@@ -76,11 +74,12 @@ class Desk:
         self._keyed = KeyedLoans(store.lent.__contains__)
         self._has_workers = supply.has_workers
         # Read for every loan.
-        self._lends_untested = options.test_on_borrow is False and supply.watches
+        self._tests = options.test_on_borrow is not False
         self._tests_always = options.test_on_borrow is not False and not options.test_idle_after
         self._test_timeout = options.test_timeout
         self._tracks_loans = options.tracks_loans
-        self._watched = supply.watches
+        #: Whether a hang-up marks the connection, so that it need not be probed.
+        self.watched = supply.watches
         # Whether a thread that waits has nothing to do before its first pause.
         self._pauses_first = supply.has_workers and not options.debug
         self._waiter: MakeThreadWaiter = self._known_waiter if options.debug else ThreadWaiter
@@ -96,7 +95,7 @@ class Desk:
             if conn is None:
                 conn = self._wait_here(timeout, started)
                 now = self._clock()
-            if not self._lends_untested or conn.pool_record.attention:
+            if self._tests or conn.pool_record.attention or not self.watched:
                 # Not by a step, which would cost a tenth of the test.
                 fault = self._fault(conn, timeout - (now - started) if timeout else None, now)
                 if fault is not None:
@@ -149,7 +148,11 @@ class Desk:
         loan.since = self._clock()
         conn.pool_record.loan = loan
         if not self._has_workers:
-            self._upkeep.warn_of_leaks_in_passing()
+            try:
+                self._upkeep.warn_of_leaks_in_passing()
+            except BaseException:
+                self.put_back(conn)
+                raise
 
     def _lend_another(
         self,
@@ -222,7 +225,8 @@ class Desk:
         try:
             self._request(waiter)
             first = timeout if timeout and timeout < _LOOK_AGAIN else _LOOK_AGAIN
-            if self._pauses_first and not waiter.wait(first):
+            pauses = self._pauses_first and not self._supply.is_stranded
+            if pauses and not waiter.wait(first):
                 self._look_around(waiter, Deadline(timeout, self._clock, started))
             if waiter.item is None:
                 run_blocking(self._be_served(waiter, Deadline(timeout, self._clock, started)))
@@ -238,7 +242,7 @@ class Desk:
         """Pause, and look around, until a connection was handed over to a waiter in the queue."""
         while waiter.item is None:
             waiter.seconds = self._pause(waiter, deadline)
-            if not self._has_workers:
+            if self._supply.is_stranded:
                 waiter.seconds = yield from self._open_for(waiter, deadline)
             if not (yield waiter):
                 self._look_around(waiter, deadline)
@@ -248,7 +252,7 @@ class Desk:
         conn = self._store.leave(waiter)
         if conn is not None:
             self.put_back(conn)
-        elif not self._has_workers:
+        elif self._supply.is_stranded:
             self._supply.grow()  # the next one may use the room that he was about to
 
     def _request(self, waiter: Waiter[Connection]) -> None:
@@ -354,7 +358,7 @@ class Desk:
                 return _TooOldError("its time is over")
             if test is None:
                 test = self._tests_always or self._needs_test(record)
-            if not test and not marked and self._watched:
+            if not test and not marked and self.watched:
                 return None
             seconds = self._test_timeout
             if most is not None and most < seconds:
@@ -472,11 +476,11 @@ class Desk:
 
     def detach(self, conn: Connection, record: Record) -> None:
         """Strike a connection that the pool has claimed out of the books."""
-        self._end_loan(record)
         record.uses += 1
         self._supply.unwatch(conn)
         self._counters.add("connections_detached")
         self._supply.release(record)
+        self._end_loan(record)  # last: it may log
 
     def _end_loan(self, record: Record) -> None:
         if record.key is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,12 +15,12 @@ from .endpoints import Choice, Endpoint, Endpoints
 from .failure_kinds import FailureKind
 from .failures import classify, copy_error, is_interruption, mark
 from .inquiry import Inquiry
+from .log import logger
 from .monitor import Monitor, Timer
 from .silence import CAN_LOOK, SilenceWatch
 from .sockets import answers
+from .threads import is_own_thread
 from .timing import Clock
-
-logger = logging.getLogger("psycopg2_pool2")
 
 LOOKUP_TIMEOUT = 5.0
 """Seconds that looking a name up may take, and half of what a borrower has left."""
@@ -185,7 +184,8 @@ class Dialer:
 
     def _is_borrowers(self, error: BaseException) -> bool:
         """Tell whether an error interrupted the borrower in whose thread the attempt is made."""
-        return self._monitor is None and is_interruption(error)
+        by_worker = self._monitor is not None and is_own_thread()
+        return not by_worker and is_interruption(error)
 
     def _kind_of(
         self, error: BaseException, endpoint: Endpoint, seconds: float | None
@@ -224,7 +224,9 @@ class Dialer:
     def _make_watch(self, endpoint: Endpoint, ends: bool, on_stall: OnStall) -> SilenceWatch | None:
         """Return a watch over an attempt, None where there is nobody to look at it."""
         user_timeout = self._connector.user_timeout
-        if not CAN_LOOK or self._monitor is None or not user_timeout or endpoint.address is None:
+        if not CAN_LOOK or not user_timeout or endpoint.address is None:
+            return None
+        if self._monitor is None or not self._monitor.is_running:
             return None
 
         def on_silence(watch: SilenceWatch) -> None:

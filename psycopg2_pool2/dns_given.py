@@ -11,7 +11,7 @@ from .dns_query import Reply, limited
 from .dns_questions import PATIENCE
 from .interruptions import let_through
 from .resolv_conf import Configuration
-from .timing import Deadline
+from .timing import Deadline, monotonic
 
 FIRST_SHARE = 0.75
 """Of the time for a name, what the first type may take: silence must not cost the other's."""
@@ -25,7 +25,7 @@ def ask_given(resolver: Any, name: str, kinds: Sequence[str], seconds: float) ->
     Blocks for at most ``seconds`` if the resolver keeps to its ``lifetime``.
     Whatever it raises is a complaint of the reply, never an error.
     """
-    deadline = Deadline(seconds, time.monotonic, time.monotonic())
+    deadline = Deadline(seconds, monotonic, monotonic())
     names = _candidates(resolver, name)
     failed: set[str] = set()
     complaints: list[str] = []
@@ -63,7 +63,7 @@ def _candidates(resolver: Any, name: str) -> list[Any]:
 
 def _ask_one(resolver: Any, name: Any, kinds: Sequence[str], seconds: float) -> Reply:
     """Ask for one type after the other."""
-    deadline = Deadline(seconds, time.monotonic, time.monotonic())
+    deadline = Deadline(seconds, monotonic, monotonic())
     records: dict[str, Records] = {}
     failed: set[str] = set()
     complaints: list[str] = []

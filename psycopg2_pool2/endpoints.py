@@ -7,7 +7,6 @@ in an :class:`~psycopg2_pool2.addresses.AddressBook`.
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 from collections.abc import Collection, Mapping
@@ -18,13 +17,12 @@ from .breaker import Attempt, CircuitBreaker, State, prompt_pause
 from .errors import HostResolutionError
 from .failure_kinds import FailureKind
 from .failures import copy_error
+from .log import logger
 from .login_backoff import LoginBackoff
 from .resolver import NoSuchHost, Resolver
 from .targets import Target, effective, read_targets
 from .text import in_one_line
 from .timing import Clock, chance, jitter
-
-logger = logging.getLogger("psycopg2_pool2")
 
 FULL_PAUSE = 1.0
 """Seconds without a new connection after the server said that it has no more room."""

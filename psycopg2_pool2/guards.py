@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-import time
 import weakref
 from collections.abc import Callable
 from typing import Protocol
@@ -20,6 +19,7 @@ from psycopg2 import extensions as ext
 
 from .connector import Connection
 from .sockets import shut_down, twin_socket
+from .timing import monotonic
 from .waits import Limit, WaitCallback, keeps_limits
 
 _LOOKS = 20
@@ -76,10 +76,11 @@ class Guards:
     """The guards of a process, which its monitor enforces.
 
     ``tick`` is how often it has to look, None while nothing is guarded;
-    ``look`` is called when that becomes more often.
+    ``look`` is called when that becomes more often, and returns whether the
+    monitor will: it may have no thread, and get none.
     """
 
-    def __init__(self, look: Callable[[], None]) -> None:
+    def __init__(self, look: Callable[[], bool]) -> None:
         self.tick: float | None = None
         self._look = look
         self._guarded: set[weakref.ref[SocketGuard]] = set()
@@ -87,19 +88,25 @@ class Guards:
     def __len__(self) -> int:
         return len(self._guarded)
 
-    def guard(self, conn: Connection, seconds: float) -> SocketGuard:
-        """Put a limit on what is done next with a connection; to be lifted in any case."""
+    def guard(self, conn: Connection, seconds: float) -> Guard:
+        """Put a limit on what is done next with a connection; to be lifted in any case.
+
+        Without anybody to enforce it, it is one that this thread keeps itself.
+        """
         guard = SocketGuard()  # without __init__: it is on the way of every test
         guard.guarded = self._guarded
         guard.conn = conn
-        guard.deadline = time.monotonic() + seconds
+        guard.deadline = monotonic() + seconds
         guard.ref = ref = weakref.ref(guard)
         self._guarded.add(ref)
         if self.tick is None or seconds < self.tick * _LOOKS:
             # The monitor looks regularly while anything is guarded, and once
             # after: a wake-up for each test would cost more than the test.
             self.tick = seconds / _LOOKS
-            self._look()
+            if not self._look():
+                self.tick = None  # so that the next guard asks again
+                self._guarded.discard(ref)
+                return LocalGuard(conn, seconds)
         return guard
 
     def rest(self) -> bool:
@@ -153,7 +160,7 @@ class LocalGuard:
 
     def __init__(self, conn: Connection, seconds: float) -> None:
         self._conn = conn
-        self.deadline = time.monotonic() + seconds
+        self.deadline = monotonic() + seconds
         self._undo: Callable[[], object]
         if keeps_limits():
             self._undo = Limit(self.deadline, conn).end
@@ -166,7 +173,7 @@ class LocalGuard:
     def lift(self) -> bool:
         """See :meth:`Guard.lift`."""
         self._undo()
-        return bool(self._conn.closed) and time.monotonic() >= self.deadline
+        return bool(self._conn.closed) and monotonic() >= self.deadline
 
 
 def _is_alone() -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import signal
 import threading
 from types import CodeType, TracebackType
+from typing import Any
 
 
 def raised_by_handler(error: BaseException) -> bool:
@@ -29,9 +30,15 @@ def raised_by_handler(error: BaseException) -> bool:
 
 
 def _handlers() -> set[CodeType]:
-    handlers = (signal.getsignal(number) for number in signal.valid_signals())
-    codes = (getattr(getattr(h, "__func__", h), "__code__", None) for h in handlers)
-    return {code for code in codes if isinstance(code, CodeType)}
+    found = set()
+    for number in signal.valid_signals():
+        handler: Any = signal.getsignal(number)
+        handler = getattr(handler, "func", handler)  # of a functools.partial
+        for function in (handler, type(handler).__call__) if callable(handler) else ():
+            code = getattr(function, "__code__", None)  # a method has its function's
+            if isinstance(code, CodeType):
+                found.add(code)
+    return found
 
 
 def _codes(frames: TracebackType) -> list[CodeType]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import os
 import threading
 import weakref
@@ -14,9 +13,8 @@ from . import checks
 from .configuration import Config, Configuration, read_configuration
 from .errors import PoolError
 from .failures import copy_error, is_interruption
+from .log import logger
 from .pool import ConnectionPool
-
-logger = logging.getLogger("psycopg2_pool2")
 
 _FEW = 16
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
+import math
 import os
 import threading
 import time
@@ -19,12 +20,15 @@ from collections.abc import Callable
 from typing import Any
 
 from .guards import Guards
+from .log import Seldom, logger
+from .threads import OwnThread
+from .timing import Clock, SteadyClock, bounded, monotonic
 from .watch import QueueSleeper, Sleeper, can_watch, make_sleeper
-from .workers import BASE, Workers, rest_if_copied
-
-logger = logging.getLogger("psycopg2_pool2")
+from .workers import BASE, CANNOT_START, Workers, rest_if_copied, warn_of_shortage
 
 _RELIEF_INTERVAL = 0.05
+LONGEST_PAUSE = 3600.0
+"""Seconds after which a timer fires, and the monitor wakes up, at the latest."""
 
 
 class Timer:
@@ -55,12 +59,13 @@ class Monitor:
     queues and a lock that may be re-entered.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock = monotonic) -> None:
         self.pid = os.getpid()
         self._abandoned = False
         self.workers = Workers()
         self._sleeper: Sleeper = make_sleeper()
-        self._lock = threading.RLock()  # guards starting and stopping, and the heap
+        self._lock = threading.RLock()  # guards starting and stopping, the heap and the clock
+        self._clock = SteadyClock(clock)
         self._thread: threading.Thread | None = None
         self._clients: dict[weakref.ref[Any], int] = {}
         self._timers: list[tuple[float, int, Timer]] = []
@@ -68,16 +73,21 @@ class Monitor:
         self._wakes_at = 0.0
         self._relief_due = 0.0
         self._watched: dict[int, Callable[[], object]] = {}
+        self._failure = Seldom(20.0)
         self.guards = Guards(self._look)
 
     # -- clients -----------------------------------------------------------
 
-    def serve(self, client: Any, num_workers: int) -> None:
-        """Run as long as ``client`` lives, or until it is dismissed; with so many workers."""
+    def serve(self, client: Any, num_workers: int) -> bool:
+        """Run as long as ``client`` lives, or until it is dismissed; with so many workers.
+
+        Returns False if the thread cannot be started now.  Any later call that
+        needs it tries again.
+        """
         with self._lock:
             self._clients[weakref.ref(client, self._forget)] = num_workers
             self._set_base_locked()
-            self._start_locked()
+        return self._ensure_running()
 
     def dismiss(self, client: Any) -> None:
         """Stop running for this client; harmless when repeated."""
@@ -98,31 +108,49 @@ class Monitor:
     # -- services ----------------------------------------------------------
 
     def submit(self, job: Callable[[], object]) -> None:
-        """Have ``job`` run by a worker."""
+        """Have ``job`` run by a worker, as soon as there is one."""
         if self._abandoned:
             return
-        with self._lock:
-            self._start_locked()
+        self._ensure_running()
         self.workers.submit(job)
+        self._notice_crowd()
+
+    def offer(self, job: Callable[[], object]) -> bool:
+        """Have ``job`` run by a worker; False if no thread can be had, and it will not be run."""
+        if self._abandoned:
+            return True  # nobody else runs it either
+        self._ensure_running()
+        taken = self.workers.offer(job)
+        self._notice_crowd()
+        return taken
+
+    def _notice_crowd(self) -> None:
         if self.workers.crowded:
             self._sleeper.wake()  # to look whether the workers are stuck
 
     def call_later(self, seconds: float, method: Callable[[], object]) -> Timer:
-        """Have a bound method called by a worker in ``seconds``."""
-        timer = Timer(time.monotonic() + seconds, method)
+        """Have a bound method called by a worker in ``seconds``, an hour at most."""
         with self._lock:
+            timer = Timer(self._clock() + bounded(seconds, LONGEST_PAUSE), method)
             heapq.heappush(self._timers, (timer.when, next(self._sequence), timer))
             early = timer.when < self._wakes_at
-            if self._thread is not None:
-                self._start_locked()  # if it has died
+            needed = bool(self._clients)
+        if needed:
+            self._ensure_running()
         if early:
             self._sleeper.wake()
         return timer
 
     @property
     def watches(self) -> bool:
-        """Whether :meth:`watch` works on this system."""
+        """Whether :meth:`watch` works on this system, while the monitor :attr:`is_running`."""
         return self._sleeper.watches
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its thread is there."""
+        thread = self._thread
+        return thread is not None and thread.is_alive()
 
     def watch(self, fd: int, on_hangup: Callable[[], object]) -> None:
         """Call ``on_hangup`` in the monitor's thread when the peer may have closed the socket.
@@ -142,10 +170,10 @@ class Monitor:
         self._watched.pop(fd, None)
         self._sleeper.unwatch(fd)
 
-    def _look(self) -> None:
-        with self._lock:
-            self._start_locked()
+    def _look(self) -> bool:
+        runs = self._ensure_running()
         self._sleeper.wake()
+        return runs
 
     def abandon(self) -> None:
         """Do nothing any more and give the descriptors up.
@@ -160,20 +188,42 @@ class Monitor:
 
     # -- the thread --------------------------------------------------------
 
-    def _start_locked(self) -> None:
+    def _ensure_running(self) -> bool:
+        """See that the thread is there; False if it cannot be started."""
         if self._abandoned:
-            return
-        if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(
-                target=self._run, name="psycopg2_pool2-monitor", daemon=True
-            )
-            self._thread.start()
+            return False
+        with self._lock:
+            error = None if self.is_running else self._start_locked()
+        if error is not None:
+            warn_of_shortage(error)
+        return error is None
+
+    def _start_locked(self) -> BaseException | None:
+        before, thread = self._thread, OwnThread(self._run, "monitor")
+        self._thread = thread
+        try:
+            thread.start()
+        except CANNOT_START as error:
+            if self._thread is thread:  # else re-entered, and another was started
+                self._thread = before
+            return error
+        return None
 
     def _run(self) -> None:
-        while not self._abandoned and not self._run_safely():
+        while self._is_on_duty() and not self._run_safely():
             pass
         rest_if_copied(self.pid)
-        self.workers.stop()
+        if self._thread is None or self._abandoned:
+            self.workers.stop()
+        else:
+            self._sleeper.wake()  # it may have been the other that was to wake up
+
+    def _is_on_duty(self) -> bool:
+        """Tell whether this thread is the one that serves.
+
+        Another is if whoever started this one was interrupted before it was seen to run.
+        """
+        return self._thread is threading.current_thread() and not self._abandoned
 
     def _finished(self) -> bool:
         with self._lock:
@@ -191,7 +241,8 @@ class Monitor:
                 return True
             self._run_once()
         except BaseException:  # an asynchronous one too: pools rely on this thread
-            logger.exception("the monitor failed; it goes on")
+            level = logging.ERROR if self._failure.is_due() else logging.DEBUG
+            logger.log(level, "the monitor failed; it goes on", exc_info=True)
             time.sleep(_RELIEF_INTERVAL)
         return False
 
@@ -202,25 +253,26 @@ class Monitor:
             on_hangup = self._watched.get(fd)
             if on_hangup is not None:
                 on_hangup()
-        now = time.monotonic()
+        with self._lock:
+            now = self._clock()
         while (timer := self._first_due(now)) is not None:
             self.workers.submit(timer.fire)
             timer.submitted = True  # only now: an interruption loses none
-        self.guards.enforce(now)
+        self.guards.enforce(monotonic())
         if now >= self._relief_due:
             self._relief_due = now + _RELIEF_INTERVAL
             self.workers.relieve()
 
     def _pause(self) -> float | None:
         with self._lock:
-            now = time.monotonic()
+            now = self._clock()
             pauses = [self._timers[0][0] - now] if self._timers else []
             if self.guards.tick is not None:
                 pauses.append(self.guards.tick)
             if self.workers.busy:
                 pauses.append(_RELIEF_INTERVAL)
-            pause = max(0.0, min(pauses)) if pauses else None
-            self._wakes_at = float("inf") if pause is None else now + pause
+            pause = bounded(min(pauses), LONGEST_PAUSE) if pauses else None
+            self._wakes_at = math.inf if pause is None else now + pause
             return pause
 
     def _first_due(self, now: float) -> Timer | None:

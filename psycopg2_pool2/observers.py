@@ -10,8 +10,7 @@ import threading
 from typing import Protocol
 
 from .interruptions import let_through
-
-logger = logging.getLogger("psycopg2_pool2")
+from .log import logger
 
 
 class Observer(Protocol):

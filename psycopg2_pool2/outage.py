@@ -9,9 +9,8 @@ from collections.abc import Callable
 
 from .failure_kinds import FailureKind
 from .failures import classify, copy_error
+from .log import logger
 from .timing import Clock
-
-logger = logging.getLogger("psycopg2_pool2")
 
 REMEMBERED = 0.25
 """Seconds that a mistake is told to newcomers instead of being tried again."""

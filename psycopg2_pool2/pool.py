@@ -8,7 +8,6 @@ import itertools
 import math
 import os
 import sys
-import time
 import weakref
 from collections.abc import Callable, Hashable, Mapping
 from types import TracebackType
@@ -38,7 +37,7 @@ from .stats import Counters
 from .steps import Steps
 from .store import Record, Store
 from .supply import Supply
-from .timing import Clock, ClockJumps, Deadline, wakeful_clock
+from .timing import Clock, ClockJumps, Deadline, monotonic, wakeful_clock
 from .upkeep import Upkeep
 
 if TYPE_CHECKING:
@@ -129,7 +128,7 @@ class ConnectionPool:
     :class:`psycopg2.ProgrammingError` for a dsn that libpq cannot read.
     """
 
-    _clock: Clock = staticmethod(time.monotonic)
+    _clock: Clock = staticmethod(monotonic)
     _wakeful_clock: Clock = staticmethod(wakeful_clock)
 
     def __init__(
@@ -259,9 +258,10 @@ class ConnectionPool:
         observed = bool(self._observers.all)
         # Where the monitor watches the sockets, an idle connection without a mark
         # on its record may be lent as it is; elsewhere it is probed first.
+        self._desk.watched = self._started and self._supply.watches
         self._lends_untested = (
             self._options.test_on_borrow is False
-            and self._supply.watches
+            and self._desk.watched
             and not self._options.tracks_loans
             and not observed
         )
@@ -271,7 +271,7 @@ class ConnectionPool:
         """Begin to keep ``minconn`` open; unless in the background, open them here or raise."""
         if not in_background:
             self._prewarm()
-        self._start()
+        self._start_if_needed()  # else with the first borrow: no thread runs before that
 
     def _prewarm(self) -> None:
         try:
@@ -282,14 +282,26 @@ class ConnectionPool:
             raise
 
     def _start(self) -> None:
-        """Begin what goes on in the background."""
+        """Begin what goes on in the background; with the next borrow, if it cannot begin now."""
+        if self._store.closed:
+            return
         if self._monitor is not None and self._monitor is not get_monitor():
             self._rebuild()  # gevent has patched the process since
-        self._started = True
         if self._monitor is not None:
-            self._monitor.serve(self, self._options.num_workers)
+            if not self._monitor.serve(self, self._options.num_workers):
+                return  # no thread can be started
+            if self.closed:  # since: it may have been dismissed before it was served
+                self._monitor.dismiss(self)
+                return
             self._upkeep.start()
             self._supply.grow()
+        self._started = True  # only now: whoever is interrupted leaves it to the next one
+        with self._observers.lock:
+            self._choose_path()
+
+    def _start_if_needed(self) -> None:
+        if self._store.minconn and not self._started:
+            self._start()
 
     # -- borrowing and returning -------------------------------------------
 
@@ -486,12 +498,13 @@ class ConnectionPool:
         """Block until ``minconn`` are open, or raise :class:`PoolTimeout` after so many seconds."""
         self._notice_fork()
         deadline = Deadline(checks.seconds("timeout", timeout), self._clock, self._clock())
+        self._start_if_needed()
         while self._store.closed or not self._is_warm():
             if self._store.closed:
                 raise PoolClosed(f"connection pool is closed: {self.name!r}")
             if deadline.remaining() == 0:
                 raise self._report.timed_out(deadline)
-            if self._monitor is None:
+            if self._supply.is_stranded:
                 with contextlib.suppress(psycopg2.Error):  # told if time runs out
                     while self._open_missing():
                         pass
@@ -502,6 +515,7 @@ class ConnectionPool:
         """Set both limits; grows in the background, shrinks as connections come back."""
         self._notice_fork()
         self._supply.close_all(self._store.resize(*checks.sizes(minconn, maxconn)))
+        self._start_if_needed()
         self._supply.grow()
 
     def discard_all_idle(self) -> None:

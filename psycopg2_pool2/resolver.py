@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,7 +21,7 @@ from .interruptions import let_through
 from .nsswitch import NSSWITCH_FILE, NameServices
 from .resolv_conf import RESOLV_CONF, SystemConfiguration
 from .targets import is_srv, numeric
-from .timing import Deadline
+from .timing import Deadline, monotonic
 
 if TYPE_CHECKING:
     from .dns_exchange import Records
@@ -87,7 +86,7 @@ class Resolver:
         Raises :class:`NameServerSilent` or :class:`NoSuchHost`, and TypeError if
         a callable returns anything but addresses.
         """
-        question = _Question(name, seconds, Deadline(seconds, time.monotonic, time.monotonic()))
+        question = _Question(name, seconds, Deadline(seconds, monotonic, monotonic()))
         if self._callable is not None:
             answer = self._ask_callable(question)
         elif is_srv(name):
@@ -231,7 +230,7 @@ class _Question(NamedTuple):
     def part(self, name: str, number: int) -> _Question:
         """Return a question for another name, with one part of so many of the time left."""
         seconds = self.left() / number
-        return _Question(name, seconds, Deadline(seconds, time.monotonic, time.monotonic()))
+        return _Question(name, seconds, Deadline(seconds, monotonic, monotonic()))
 
     def nobody(self) -> NoSuchHost:
         return NoSuchHost(f'host "{self.name}" could not be resolved: there is no such name')

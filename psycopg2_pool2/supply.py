@@ -9,7 +9,6 @@ the first success 1, 2, 4, ... run at once, up to ``num_workers``.
 from __future__ import annotations
 
 import functools
-import logging
 import math
 import sys
 import threading
@@ -32,12 +31,11 @@ from .monitor import Monitor, Timer
 from .outage import Outage
 from .stats import Counters
 from .store import Permit, Record, Store
+from .threads import is_own_thread
 from .timing import Clock
 
 if TYPE_CHECKING:
     from .snapshots import EndpointStats
-
-logger = logging.getLogger("psycopg2_pool2")
 
 SHORTEST_PATIENCE = 0.25
 """Seconds that every opening has before it counts as stalled, however quick others are ..."""
@@ -64,7 +62,8 @@ class Supply:
     """Opens and closes the connections of one pool.
 
     ``monitor`` None means that there is no thread of ours: then :meth:`grow`
-    does nothing, and who needs a connection calls :meth:`open` himself.
+    opens nothing, and a borrower calls :meth:`open` itself.  So it does while
+    ``is_stranded``: while no thread can be started.
     """
 
     def __init__(
@@ -96,6 +95,7 @@ class Supply:
             clock,
         )
         self._monitor = monitor
+        self.is_stranded = monitor is None
         self._most_at_once = num_workers or sys.maxsize  # without workers each opens his own
         self._test_timeout = test_timeout
         self._counters = counters
@@ -124,7 +124,8 @@ class Supply:
     @property
     def watches(self) -> bool:
         """Whether a connection is marked as soon as its server hangs up."""
-        return self._monitor is not None and self._monitor.watches
+        monitor = self._monitor
+        return monitor is not None and monitor.watches and monitor.is_running
 
     @property
     def has_workers(self) -> bool:
@@ -146,7 +147,10 @@ class Supply:
             permit = self._store.take_permit(limit)
             if permit is None:
                 break
-            self._monitor.submit(functools.partial(self._open_and_keep, permit))
+            if not self._monitor.offer(functools.partial(self._open_and_keep, permit)):
+                self._strand(permit)
+                return
+            self.is_stranded = False
         wanted = len(self._store.waiters) > self._store.helping or self._store.missing
         if wanted:
             self._tell_if_hopeless()
@@ -161,11 +165,17 @@ class Supply:
         if usual is not None:
             return self._store.stall_older_than(max(SHORTEST_PATIENCE, USUAL_TIMES * usual))
         # With workers somebody looks whether the server answers.
-        return math.inf if self.has_workers else self._store.stall_older_than(FIRST_PATIENCE)
+        return math.inf if not self.is_stranded else self._store.stall_older_than(FIRST_PATIENCE)
 
     def _stalled(self, permit: Permit) -> None:
         self._store.stall(permit)
         self.grow()
+
+    def _strand(self, permit: Permit) -> None:
+        """Leave it to a borrower to open what no thread can be had for."""
+        self.is_stranded = True
+        self._store.drop_permit(permit)
+        self._store.nudge()
 
     def allowance(self) -> tuple[int, float]:
         """Return how many may be opened at once now, and in how many seconds more may be."""
@@ -272,13 +282,14 @@ class Supply:
         kind = classify(error)
         if not (others_serve and kind is FailureKind.ROLE):
             self._counters.add("connections_errors")
-        if others_serve or (not self.has_workers and is_interruption(error)):
+        by_worker = self.has_workers and is_own_thread()
+        if others_serve or (not by_worker and is_interruption(error)):
             return  # not the end of the search, or this borrower was interrupted
         self._outage.note(error)
         if kind is not FailureKind.CALLBACK:
             is_final = kind is FailureKind.MISTAKE or self._is_hopeless()
             self._fail_waiters(error, patient=is_final)
-        elif opened_for_waiter and self.has_workers:
+        elif opened_for_waiter and by_worker:
             self._fail_waiters(error, patient=False, most=1)  # it was called for one of them
 
     def _fail_waiters(
@@ -375,8 +386,8 @@ class Supply:
         how = self._abort if is_busy else self._connector.close
         if self._monitor is None or (at_once and not is_busy):
             self._close(conn, how)
-        else:
-            self._monitor.submit(functools.partial(self._close, conn, how))
+        elif not self._monitor.offer(functools.partial(self._close, conn, how)):
+            self._close(conn, how)  # its slot is not to wait until there is a thread
 
     def _abort(self, conn: Connection) -> None:
         self._connector.abort(conn, self._test_timeout)

@@ -8,7 +8,6 @@ puts it back; so it may be called by a timer, by a worker, or from outside
 from __future__ import annotations
 
 import functools
-import logging
 import math
 import threading
 import weakref
@@ -20,14 +19,13 @@ from .balance import STEP, Balance
 from .care import Care
 from .connector import Connection
 from .failures import SilenceError, WrongRoleError
+from .log import logger
 from .monitor import Monitor, Timer
 from .options import PoolOptions
 from .stats import Counters
 from .store import Record, Store
 from .supply import Supply
 from .timing import Clock, ClockJumps, jitter
-
-logger = logging.getLogger("psycopg2_pool2")
 
 REFILL_INTERVAL = 60.0
 """Seconds between looks whether ``minconn`` are open, beside those that events cause."""
@@ -242,8 +240,8 @@ class Upkeep:
         """Doubt every idle connection if the machine was suspended meanwhile; tell whether."""
         if not self._jumps.happened():
             return False
-        logger.debug("pool %r: the clocks have jumped, idle connections are suspect", self.name)
         self.suspect_all()
+        logger.debug("pool %r: the clocks have jumped, idle connections are suspect", self.name)
         return True
 
     def suspect_all(self) -> None:
@@ -423,16 +421,20 @@ class Upkeep:
         if not record.uses and self._clock() - record.born < EARLY:
             self._supply.first_test_failed(fault, record)
         self._counters.add("connections_lost")
-        logger.debug("pool %r: discarded a connection that was lost while idle", self.name)
         self._supply.discard(conn, at_once=True)
-        return 1 if record.suspect else 1 + self.suspect_others(fault, record)
+        gone = 1 if record.suspect else 1 + self.suspect_others(fault, record)
+        logger.debug("pool %r: discarded a connection that was lost while idle", self.name)
+        return gone
 
     # -- leaks -------------------------------------------------------------
 
     def collect_lost(self) -> None:
         """Free the slots of connections that were collected, and tell of those in use."""
-        for record, was_lent in self._store.collect_lost():
+        lost = self._store.collect_lost()
+        for _, was_lent in lost:
             self._counters.add("connections_leaked" if was_lent else "connections_lost")
+            self._supply.grow()
+        for record, was_lent in lost:
             if was_lent:
                 logger.warning(
                     "pool %r: a connection was dropped without being returned;"
@@ -440,7 +442,6 @@ class Upkeep:
                     self.name,
                     f"; it was borrowed at:\n{record.loan.site}" if record.loan else "",
                 )
-            self._supply.grow()
 
     def warn_of_leaks_in_passing(self) -> None:
         """Without a thread: do that when it is due."""

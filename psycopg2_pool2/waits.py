@@ -11,7 +11,6 @@ its own before the program's, which keeps limits, and has the server stop.
 from __future__ import annotations
 
 import threading
-import time
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +21,7 @@ from psycopg2 import extensions as ext
 from .connection import Tracked
 from .interruptions import suppress
 from .sockets import wait_ready
+from .timing import monotonic
 
 _STOP_TIMEOUT = 1.0
 """Seconds that an exception is held up until a server has been asked to stop."""
@@ -113,7 +113,7 @@ def wait_for_answer(conn: Any, deadline: float | None) -> bool:
         state = conn.poll()
         if state == ext.POLL_OK:
             return True
-        seconds = None if deadline is None else deadline - time.monotonic()
+        seconds = None if deadline is None else deadline - monotonic()
         if seconds is not None and seconds <= 0:
             return False
         fds = [conn.fileno()]
@@ -145,9 +145,9 @@ def may_close(conn: Any, seconds: float) -> bool:
     """
     if not keeps_limits():
         return True
-    deadline = time.monotonic() + seconds
+    deadline = monotonic() + seconds
     while _is_active(conn):
-        if time.monotonic() >= deadline:
+        if monotonic() >= deadline:
             return False
         wait_ready((), (), _LOOK_AGAIN)
     return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import select
@@ -47,7 +48,8 @@ class EpollSleeper:
         events = self._epoll.poll(-1 if seconds is None else seconds)
         hung_up = [fd for fd, _ in events if fd != self._bell]
         if len(hung_up) != len(events):
-            os.eventfd_read(self._bell)
+            with contextlib.suppress(BlockingIOError):  # another thread has read it
+                os.eventfd_read(self._bell)
         return hung_up
 
     def wake(self) -> None:

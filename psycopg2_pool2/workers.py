@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import queue
 import threading
 from collections.abc import Callable
 
-logger = logging.getLogger("psycopg2_pool2")
+from .log import Seldom, logger
+from .threads import OwnThread
 
 Job = Callable[[], object]
 
@@ -16,6 +16,20 @@ BASE = 4
 """Threads that may run without a reason; a pool's ``num_workers`` can raise it."""
 LINGER = 2.0
 """Seconds that a thread waits for another job before it ends."""
+CANNOT_START = (RuntimeError, MemoryError)
+"""What starting a thread raises where the system gives no more of them."""
+
+_shortage = Seldom(20.0)
+
+
+def warn_of_shortage(error: BaseException) -> None:
+    """Log that no thread can be started; a few times a minute at most, for the whole process."""
+    if _shortage.is_due():
+        logger.warning(
+            "cannot start a thread: %s; until one can be started, borrowers open"
+            " their connections themselves",
+            error,
+        )
 
 
 def rest_if_copied(pid: int) -> None:
@@ -58,6 +72,26 @@ class Workers:
         self._jobs.put(job)
         return self._add_thread(self.base) or bool(self._threads)
 
+    def offer(self, job: Job) -> bool:
+        """Have ``job`` run soon, unless that takes another thread and none can be started.
+
+        Returns False then, and the job will not be run.
+        """
+        self._jobs.put(job)
+        return self._add_thread(self.base) or not self._withdraw(job)
+
+    def _withdraw(self, job: Job) -> bool:
+        """Take a job out of the queue; False if a thread has taken it already."""
+        for _ in range(self._jobs.qsize()):
+            try:
+                other = self._jobs.get_nowait()
+            except queue.Empty:
+                break
+            if other is job:
+                return True
+            self._jobs.put(other)  # at once: whoever is interrupted later loses nothing
+        return False
+
     def relieve(self) -> bool:
         """Add a thread if jobs wait and none was finished since the last call; call regularly.
 
@@ -87,8 +121,8 @@ class Workers:
         return bool(self._jobs.qsize()) or len(self._free) < len(self._threads)
 
     def _add_thread(self, most: float) -> bool:
-        """Start a thread if one is needed; False if that was not possible."""
-        thread = None
+        """Start a thread if one is needed; False if that is not possible."""
+        thread: threading.Thread | None = None
         try:
             with self._lock:
                 if self._jobs.qsize() <= len(self._free) or len(self._threads) >= most:
@@ -101,15 +135,14 @@ class Workers:
             if thread is not None:
                 with self._lock:
                     self._threads.discard(thread)
-            if not isinstance(error, RuntimeError):
+            if not isinstance(error, CANNOT_START):
                 raise
-            # No more threads or memory now: the job is queued, see relieve.
-            logger.warning("cannot start a thread: %s", error)
+            warn_of_shortage(error)
             return False
         return True
 
     def _new_thread(self) -> threading.Thread:
-        return threading.Thread(target=self._run, name="psycopg2_pool2-worker", daemon=True)
+        return OwnThread(self._run, "worker")
 
     def _run(self) -> None:
         try:

@@ -129,6 +129,7 @@ class FakeDriver:
         patch.setattr(connector, "_readable", lambda fd: fd in self.dead)
         patch.setattr(connector, "cancel_request", FakeCancelRequest)
         patch.setattr(connector, "_forget_messages", lambda conn: None)
+        patch.setattr(connector, "_match_encoding", lambda conn: None)
         patch.setattr(connector, "_restore_settings", lambda conn: None)
         patch.setattr(connector, "_end_transaction", lambda conn, how: conn.end(how))
         patch.setattr(connector, "_execute_alone", lambda conn, sql: conn.ask())

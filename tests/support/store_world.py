@@ -79,6 +79,7 @@ class World:
     def _make_desk(self) -> Desk:
         supply = SimpleNamespace(
             has_workers=True,
+            is_stranded=False,
             watches=True,
             grow=self.grow,
             close_all=self.close_all,

@@ -25,9 +25,11 @@ from psycopg2_pool2 import (
     PoolUnavailable,
     breaker,
     desk,
+    dialer,
     login_backoff,
 )
 from psycopg2_pool2 import endpoints as endpoints_module
+from psycopg2_pool2 import supply as supply_module
 from psycopg2_pool2.endpoints import Endpoints
 from psycopg2_pool2.monitor import Timer
 from psycopg2_pool2.resolver import Resolver
@@ -104,14 +106,16 @@ class FakeMonitor:
     """Keeps jobs and timers until they are asked for."""
 
     watches = False
+    is_running = True
 
     def __init__(self, clock: FakeClock) -> None:
         self.jobs: deque[Callable[[], object]] = deque()
         self.timers: list[Timer] = []
         self._clock = clock
 
-    def submit(self, job: Callable[[], object]) -> None:
+    def offer(self, job: Callable[[], object]) -> bool:
         self.jobs.append(job)
+        return True
 
     def call_later(self, seconds: float, method: Callable[[], object]) -> Timer:
         self.timers.append(Timer(self._clock() + seconds, method))
@@ -224,6 +228,13 @@ class World:
         self.wait()
         self.finish()
         assert self.state == "open"
+
+
+@pytest.fixture(autouse=True)
+def in_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be a worker: what one would do is done by the test's thread."""
+    for module in (dialer, supply_module):
+        monkeypatch.setattr(module, "is_own_thread", lambda: True)
 
 
 @pytest.fixture
