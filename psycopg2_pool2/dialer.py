@@ -263,7 +263,8 @@ class _Time:
 
 def _no_answer(endpoint: Endpoint, seconds: float) -> psycopg2.Error:
     """Return the error for a place where nobody answers, in libpq's words."""
-    address = f" ({endpoint.address})" if endpoint.host and endpoint.address else ""
+    is_name = endpoint.host and endpoint.address not in (None, endpoint.host)
+    address = f" ({endpoint.address})" if is_name else ""
     place = f'"{endpoint.host or endpoint.address}"{address}, port {endpoint.port}'
     error = psycopg2.OperationalError(
         f"connection to server at {place} failed: timeout expired, no answer within {seconds:.3g} s"
