@@ -107,10 +107,14 @@ class Dialer:
     def dial_at(
         self, endpoint: Endpoint, seconds: float | None = None, on_stall: OnStall = _ignore
     ) -> tuple[Connection, Endpoint]:
-        """Try this endpoint and no other."""
+        """Try this endpoint and no other, while others serve."""
         attempt = self._endpoints.begin_at(endpoint)
         role = self._endpoints.role_to_ask(endpoint)
-        return self._attempt(attempt, role, _Time(seconds, 0), on_stall)
+        try:
+            return self._attempt(attempt, role, _Time(seconds, 0), on_stall)
+        except Exception as error:
+            self._report({(endpoint, role): error})
+            raise
 
     def first_test_failed(self, endpoint: Endpoint, error: BaseException) -> None:
         """Note that a new connection failed its first test: as if it had not been opened."""
