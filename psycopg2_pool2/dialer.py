@@ -73,6 +73,11 @@ class Dialer:
         self._clock = clock
         self._inquiry = Inquiry(connector.parameters, clock)
 
+    @property
+    def looks(self) -> bool:
+        """Whether it is found out that an attempt makes no progress: where sockets can be told."""
+        return CAN_LOOK and self._monitor is not None
+
     def dial(
         self, seconds: float | None = None, on_stall: OnStall = _ignore
     ) -> tuple[Connection, Endpoint]:
@@ -224,7 +229,7 @@ class Dialer:
     def _make_watch(self, endpoint: Endpoint, ends: bool, on_stall: OnStall) -> SilenceWatch | None:
         """Return a watch over an attempt, None where there is nobody to look at it."""
         user_timeout = self._connector.user_timeout
-        if not CAN_LOOK or self._monitor is None or not user_timeout or endpoint.address is None:
+        if not self.looks or not user_timeout or endpoint.address is None:
             return None
 
         def on_silence(watch: SilenceWatch) -> None:

@@ -159,8 +159,8 @@ class Supply:
         usual = self._endpoints.longest_connect()
         if usual is not None:
             return self._store.stall_older_than(max(SHORTEST_PATIENCE, USUAL_TIMES * usual))
-        # With workers somebody looks whether the server answers.
-        return math.inf if self.has_workers else self._store.stall_older_than(FIRST_PATIENCE)
+        # Where somebody looks, a slow login is told from silence.
+        return math.inf if self._dialer.looks else self._store.stall_older_than(FIRST_PATIENCE)
 
     def _stalled(self, permit: Permit) -> None:
         self._store.stall(permit)
