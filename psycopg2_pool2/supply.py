@@ -439,8 +439,8 @@ class Supply:
 
     def drain(self) -> None:
         """Retire every connection, those that are being opened too, and look names up anew."""
-        self._drains += 1
         self._endpoints.start_anew()
+        self._drains += 1  # after it: what began between is retired, and not led astray
         for record in self._store.all_records():
             record.retired = record.attention = True
 
