@@ -72,7 +72,15 @@ class Care:
         """Tell whether a connection is closed, by a probe if it seems so or if that is wanted."""
         record: Record = conn.pool_record
         seems_lost, record.hung_up = record.hung_up, False  # before the probe, which may be outrun
-        return bool(conn.closed) or ((seems_lost or probe) and not self._connector.probe(conn))
+        if conn.closed:
+            return True
+        if seems_lost or probe:
+            return not self._connector.probe(conn)
+        return not self._connector.owns_socket(conn)  # it is about to be written to
+
+    def owns_socket(self, conn: Connection) -> bool:
+        """See :meth:`Connector.owns_socket`."""
+        return self._connector.owns_socket(conn)
 
     def prepare(self, conn: Connection) -> None:
         """Make a new connection ready for use; raises what ``configure`` raises."""

@@ -20,11 +20,12 @@ from psycopg2 import extensions as ext
 from .arguments import ConnectArguments
 from .cancelling import cancel_request
 from .connection import Messages, pooled_factory, really_close
+from .descriptors import identity, limit, none_left
 from .failure_kinds import FailureKind, never_connected, recognise
 from .failures import WrongRoleError, call_back, mark
 from .forks import gate
 from .interruptions import let_through, suppress
-from .sockets import shut_down
+from .sockets import owns_socket, shut_down
 from .targets import DEFAULT_PORT, effective
 from .timing import monotonic
 from .waits import Limit, ask_to_stop, keeps_limits, may_close
@@ -144,7 +145,9 @@ class Connector:
         except psycopg2.Error as error:
             conn, failure = None, self._arguments.censored(error)
             self._has_asked_terminal |= _KEY_UNREADABLE in str(failure)
-            if _was_never_sent(error, parameters):
+            if (shortage := _shortage(failure)) is not None:
+                failure = shortage
+            elif _was_never_sent(error, parameters):
                 mark(failure, FailureKind.MISTAKE)
         except UnicodeDecodeError as error:
             conn, failure = None, self._arguments.censored(_readable_error(error))
@@ -156,6 +159,7 @@ class Connector:
             gate.leave(connecting)
         if conn is None:
             raise failure  # outside of its handler: the error itself would be its context
+        conn.pool_socket = identity(conn.fileno())
         conn.pool_cancel_request = cancel_request(conn)
         return conn
 
@@ -201,7 +205,7 @@ class Connector:
         farewell for a notice and fails only at the end of the stream, which may
         come a moment later; so a notice is enough, as idle sessions get no others.
         """
-        if conn.closed:
+        if conn.closed or not self.owns_socket(conn):
             return False
         try:
             for _ in range(_MOST_POLLS):
@@ -215,6 +219,17 @@ class Connector:
             let_through(error)
             return False
         return True
+
+    def owns_socket(self, conn: Connection) -> bool:
+        """Tell whether a connection still has the socket that it was opened with.
+
+        Another part of the program may have closed its descriptor.
+        """
+        try:
+            return owns_socket(conn)
+        except psycopg2.Error as error:  # closed just now
+            let_through(error)
+            return False
 
     def test(self, conn: Connection) -> None:
         """Ask the server one question; raise if the connection is no good.
@@ -293,7 +308,7 @@ class Connector:
         """
         ask_to_stop(conn, seconds)
         with suppress(psycopg2.Error, OSError):
-            shut_down(conn.fileno())  # releases a thread that still waits for an answer
+            shut_down(conn)  # releases a thread that still waits for an answer
         if may_close(conn, seconds):
             self.close(conn)
 
@@ -417,6 +432,27 @@ def _readable_error(error: UnicodeDecodeError) -> psycopg2.OperationalError:
     Before the login a server speaks in an encoding of its own.
     """
     return psycopg2.OperationalError(bytes(error.object).decode(error.encoding, "replace"))
+
+
+def _shortage(error: psycopg2.Error) -> psycopg2.Error | None:
+    """Return an error that tells what the process lacks; None if it lacks no descriptor.
+
+    libpq then says nothing at all, or what follows from that: that a name or a
+    user is not known.
+    """
+    text = str(error)
+    if none_left():
+        reason = f"the process has no file descriptor left; raise its limit, ulimit -n{limit()}"
+    elif not text:  # there are some again
+        reason = (
+            "libpq does not say why it could not begin to connect; the process may have had no file"
+            f" descriptor left: raise its limit, ulimit -n{limit()}"
+        )
+    else:
+        return None
+    told = psycopg2.OperationalError(f"{reason}: {text}" if text else reason)
+    mark(told, FailureKind.CUT)
+    return told
 
 
 def _readable(fd: int) -> bool:

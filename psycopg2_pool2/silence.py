@@ -91,7 +91,11 @@ def _find(mark: int) -> socket.socket | None:
 
     The mark is read from the copy again: the number may be another file's by then.
     """
-    for name in os.listdir("/proc/self/fd"):
+    try:
+        names = os.listdir("/proc/self/fd")
+    except OSError:
+        return None  # no descriptor is left
+    for name in names:
         fd = int(name)
         try:
             if _mark_of(fd) != mark:

@@ -472,7 +472,8 @@ class Supply:
 
     def unwatch(self, conn: Connection) -> None:
         """Take its socket from the monitor; before the socket is closed."""
-        if self._monitor is not None and not conn.closed:
+        # Its number may be that of another socket, which is watched.
+        if self._monitor is not None and not conn.closed and self._connector.owns_socket(conn):
             self._monitor.unwatch(conn.fileno())
 
     def _close(self, conn: Connection, how: Any) -> None:
