@@ -439,7 +439,7 @@ def log_of(server: Server, mark: int) -> str:
 def private() -> Iterator[Server]:
     """Share a server whose roles this module's tests may change."""
     with new_server() as made:
-        made.execute("CREATE ROLE shop LOGIN")
+        made.execute(f"CREATE ROLE shop LOGIN PASSWORD '{made.verifier}'")
         made.execute("CREATE DATABASE shop")
         yield made
 
