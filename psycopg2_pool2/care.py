@@ -13,6 +13,7 @@ from .failures import SilenceError, WrongRoleError, is_interruption, mark, silen
 from .guards import Guard, LocalGuard
 from .log import logger
 from .monitor import Monitor
+from .sockets import owns_socket
 from .stats import Counters
 from .store import Record
 from .waits import keeps_limits
@@ -76,11 +77,7 @@ class Care:
             return True
         if seems_lost or probe:
             return not self._connector.probe(conn)
-        return not self._connector.owns_socket(conn)  # it is about to be written to
-
-    def owns_socket(self, conn: Connection) -> bool:
-        """See :meth:`Connector.owns_socket`."""
-        return self._connector.owns_socket(conn)
+        return not owns_socket(conn)  # it is about to be written to
 
     def prepare(self, conn: Connection) -> None:
         """Make a new connection ready for use; raises what ``configure`` raises."""

@@ -24,6 +24,7 @@ from .descriptors import identity, limit, none_left
 from .failure_kinds import FailureKind, never_connected, recognise
 from .failures import WrongRoleError, call_back, mark
 from .forks import gate
+from .hidden import clear_driver_frames
 from .interruptions import let_through, suppress
 from .sockets import owns_socket, shut_down
 from .targets import DEFAULT_PORT, effective
@@ -143,16 +144,13 @@ class Connector:
         try:
             conn = psycopg2.connect(connection_factory=self._factory, **kwargs)
         except psycopg2.Error as error:
-            conn, failure = None, self._arguments.censored(error)
-            self._has_asked_terminal |= _KEY_UNREADABLE in str(failure)
-            if (shortage := _shortage(failure)) is not None:
-                failure = shortage
-            elif _was_never_sent(error, parameters):
-                mark(failure, FailureKind.MISTAKE)
+            conn, failure = None, self._failure(error, parameters)
         except UnicodeDecodeError as error:
             conn, failure = None, self._arguments.censored(_readable_error(error))
-        except TypeError as error:
-            mark(error, FailureKind.MISTAKE)  # of the connection_factory, or of the arguments
+        except BaseException as error:
+            clear_driver_frames(error)
+            if isinstance(error, TypeError):  # of the connection_factory, or of the arguments
+                mark(error, FailureKind.MISTAKE)
             raise
         finally:
             limit.end()
@@ -162,6 +160,17 @@ class Connector:
         conn.pool_socket = identity(conn.fileno())
         conn.pool_cancel_request = cancel_request(conn)
         return conn
+
+    def _failure(self, error: psycopg2.Error, parameters: Mapping[str, str]) -> psycopg2.Error:
+        """Return libpq's error as it is told, with what it means where its text does not say."""
+        failure = self._arguments.censored(error)
+        self._has_asked_terminal |= _KEY_UNREADABLE in str(failure)
+        shortage = _shortage(failure)
+        if shortage is not None:
+            return shortage
+        if _was_never_sent(error, parameters):
+            mark(failure, FailureKind.MISTAKE)
+        return failure
 
     def _additions(self, parameters: Mapping[str, str]) -> dict[str, Any]:
         """Return what is added where the program is silent."""
@@ -205,7 +214,7 @@ class Connector:
         farewell for a notice and fails only at the end of the stream, which may
         come a moment later; so a notice is enough, as idle sessions get no others.
         """
-        if conn.closed or not self.owns_socket(conn):
+        if conn.closed or not owns_socket(conn):
             return False
         try:
             for _ in range(_MOST_POLLS):
@@ -219,17 +228,6 @@ class Connector:
             let_through(error)
             return False
         return True
-
-    def owns_socket(self, conn: Connection) -> bool:
-        """Tell whether a connection still has the socket that it was opened with.
-
-        Another part of the program may have closed its descriptor.
-        """
-        try:
-            return owns_socket(conn)
-        except psycopg2.Error as error:  # closed just now
-            let_through(error)
-            return False
 
     def test(self, conn: Connection) -> None:
         """Ask the server one question; raise if the connection is no good.

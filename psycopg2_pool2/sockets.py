@@ -8,9 +8,12 @@ import math
 import os
 import re
 import select
+import stat
 import struct
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
+
+import psycopg2
 
 from .descriptors import SHORTAGE, identity
 from .interruptions import let_through
@@ -31,8 +34,12 @@ def owns_socket(conn: Any) -> bool:
     own = getattr(conn, "pool_socket", None)
     if own is None or conn.closed:
         return True
-    fd = conn.fileno()
-    return fd < 0 or identity(fd) == own  # libpq has closed it, and knows that
+    try:
+        fd = conn.fileno()
+    except psycopg2.Error as error:  # closed just now
+        let_through(error)
+        return True
+    return bool(fd < 0 or identity(fd) == own)  # libpq has closed it, and knows that
 
 
 def shut_down(conn: Any) -> None:
@@ -117,6 +124,9 @@ def twin_socket(fd: int) -> socket.socket:
     """Return a socket object for a descriptor that libpq owns; OSError if it is none."""
     import socket  # dear, and rarely needed
 
+    # To close a copy of a file would give up the locks that the program has on it (fcntl).
+    if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+        raise OSError(errno.ENOTSOCK, "Socket operation on non-socket")
     copy = os.dup(fd)
     try:
         return socket.socket(fileno=copy)

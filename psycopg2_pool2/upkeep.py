@@ -23,6 +23,7 @@ from .failures import SilenceError, WrongRoleError
 from .log import logger
 from .monitor import Monitor, Timer
 from .options import PoolOptions
+from .sockets import owns_socket
 from .stats import Counters
 from .store import Record, Store
 from .supply import Supply
@@ -211,7 +212,7 @@ class Upkeep:
             return
         if self._store.withdraw(conn):
             self._keep_if_good(conn, test=False)
-        elif not self._care.owns_socket(conn):
+        elif not owns_socket(conn):
             with contextlib.suppress(KeyError):  # else it has just come back
                 self._store.claim(record)
                 self._counters.add("connections_lost")

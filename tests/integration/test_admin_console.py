@@ -68,7 +68,7 @@ def test_keeps_its_connections_through_health_checks(bouncer: PgBouncer) -> None
         tested.append(id(conn))
         show_version(conn)
 
-    settings = {"configure": in_autocommit, "test_on_borrow": show_and_count}
+    settings: dict[str, Any] = {"configure": in_autocommit, "test_on_borrow": show_and_count}
     params = {**bouncer.params, "dbname": "pgbouncer"}
     with ConnectionPool(2, 4, health_check_interval=0.1, **settings, **params) as pool:
         pool.wait()

@@ -210,7 +210,8 @@ def test_limit_of_the_system_is_survived(server: Server, app: str) -> None:
         with pytest.raises(RuntimeError):
             threading.Thread(target=int).start()
         logging.getLogger().addHandler(Handler(logging.WARNING))
-        pool = ConnectionPool(2, 3, dsn=server.dsn, application_name=app, timeout=10)
+        params = {**server.params, "password": server.password, "application_name": app}
+        pool = ConnectionPool(2, 3, timeout=10, **params)
         for _ in range(20):
             assert len(set(borrowed_pids(pool, 3))) == 3
             pool.putconn(pool.getconn(), close=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import gc
 import os
 import select
@@ -298,6 +299,24 @@ class TestMonitor:
 
 
 class TestSocket:
+    def test_is_not_asked_for_at_the_cost_of_a_files_lock(
+        self, conn: Any, take: Callable[[int], Intruder]
+    ) -> None:
+        """To close any copy of a file gives up this process's locks on it."""
+        taken = take(conn.fileno())
+        fcntl.lockf(taken.number, fcntl.LOCK_EX)
+        with pytest.raises(OSError, match="non-socket"):
+            twin_of(conn)
+        name = f"/proc/{os.getpid()}/fd/{taken.number}"
+        program = (
+            "import fcntl, sys\n"
+            "file = open(sys.argv[1], 'r+b')\n"
+            "try: fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)\n"
+            "except OSError: print('locked')\n"
+            "else: print('free')"
+        )
+        assert run_program(program, name).output == "locked\n"
+
     def test_is_known_until_its_number_is_another_files(
         self, conn: Any, take: Callable[[int], Intruder]
     ) -> None:
@@ -416,12 +435,14 @@ def test_a_guard_that_could_not_be_enforced_is_tried_again(
 
 
 def test_a_socket_is_not_lent_once_it_is_another_files_and_none_is_free(
-    conn: Any, take: Callable[[int], Intruder], monkeypatch: pytest.MonkeyPatch
+    conn: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(fd: int) -> int:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    take(conn.fileno())
-    monkeypatch.setattr(os, "dup", refuse)
-    with pytest.raises(OSError, match="Too many open files"), socket_of(conn):
-        pass
+    other, far = socket.socketpair()
+    with other, far:
+        os.dup2(other.fileno(), conn.fileno(), inheritable=False)
+        monkeypatch.setattr(os, "dup", refuse)
+        with pytest.raises(OSError, match="Too many open files"), socket_of(conn):
+            pass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg2
@@ -135,14 +136,16 @@ def all_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dialer, "answers", lambda *place: True)
 
 
-@pytest.fixture(params=[object(), None], ids=["workers", "no-workers"])
+@pytest.fixture(params=[SimpleNamespace(is_running=True), None], ids=["workers", "no-workers"])
 def world(request: pytest.FixtureRequest) -> World:
     return World(monitor=request.param)
 
 
 def callback_error() -> RuntimeError:
     """Return an error that a callback of the program raised."""
-    return RuntimeError("configure")
+    error = RuntimeError("configure")
+    mark(error, FailureKind.CALLBACK)
+    return error
 
 
 class TestSearch:
@@ -344,9 +347,12 @@ class TestBlame:
         assert world.at(1).breaker.in_flight == 0
         assert world.failed == 0
 
-    def test_of_an_interrupted_worker_is_the_endpoint_s(self) -> None:
+    def test_of_an_interrupted_worker_is_the_endpoint_s(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Nobody interrupts a worker: it was a callback."""
-        world = World(monitor=object())
+        monkeypatch.setattr(dialer, "is_own_thread", lambda: True)
+        world = World(monitor=SimpleNamespace(is_running=True))
         world.fail(SystemExit(3), OK)
         assert isinstance(world.error(), SystemExit)
         assert world.at(1).failures == 1
