@@ -26,7 +26,7 @@ from .failures import WrongRoleError, call_back, mark
 from .forks import gate
 from .hidden import clear_driver_frames
 from .interruptions import let_through, suppress
-from .sockets import owns_socket, shut_down
+from .sockets import shut_down
 from .targets import DEFAULT_PORT, effective
 from .timing import monotonic
 from .waits import Limit, ask_to_stop, keeps_limits, may_close
@@ -214,7 +214,7 @@ class Connector:
         farewell for a notice and fails only at the end of the stream, which may
         come a moment later; so a notice is enough, as idle sessions get no others.
         """
-        if conn.closed or not owns_socket(conn):
+        if conn.closed:
             return False
         try:
             for _ in range(_MOST_POLLS):

@@ -105,6 +105,7 @@ class Record(weakref.ref[Any]):
         "retired",  # close it rather than lend it again
         "suspect",  # test it before it is lent again
         "uses",
+        "verified_until",  # by the monotonic clock: its socket's number was its own just before
     )
 
     attention: bool
@@ -120,6 +121,7 @@ class Record(weakref.ref[Any]):
     retired: bool
     suspect: bool
     uses: int
+    verified_until: float
 
     def __new__(  # noqa: D102
         cls, item: Any, callback: Callable[[Record], None], now: float
@@ -132,6 +134,7 @@ class Record(weakref.ref[Any]):
         self.born = self.idle_since = now
         self.endpoint = self.key = self.loan = self.last_loan = self.lent_at = None
         self.expires_at = math.inf
+        self.verified_until = -math.inf
         self.uses = 0
         hash(self)  # kept from now on: a dead referent could not be hashed
 

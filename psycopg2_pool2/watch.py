@@ -178,7 +178,7 @@ class QueueSleeper:
 
 
 class MakeshiftSleeper(QueueSleeper):
-    """Where no descriptor is left: unfit for use after a while, so that another is made.
+    """Where no descriptor is to be had: unfit for use after a while, so that another is made.
 
     What would be watched is looked at whenever another is made.
     """
@@ -209,8 +209,14 @@ def make_sleeper() -> Sleeper:
     if not can_watch():
         return QueueSleeper()
     try:
-        return EpollSleeper()
+        made = EpollSleeper()
     except OSError as error:
         if error.errno not in SHORTAGE:
             raise
         return MakeshiftSleeper()
+    if made.is_whole():
+        return made
+    # Somebody closes descriptors at this moment, or the system cannot tell whose they are.  To be
+    # replaced at once, and at once again, would cost a thread each time.
+    made.close()
+    return MakeshiftSleeper()
