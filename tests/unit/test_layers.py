@@ -16,7 +16,7 @@ from psycopg2_pool2.store import Store
 FOLDER = Path(psycopg2_pool2.__file__).parent
 # From below: each imports from those above its own line only.
 LAYERS = [
-    {"interruptions", "threads", "timing"},
+    {"interruptions", "processes", "threads", "timing"},
     {"log"},
     {
         "addresses",
@@ -33,6 +33,7 @@ LAYERS = [
         "steps",
         "targets",
         "text",
+        "under_uwsgi",
         "watch",
         "workers",
     },
