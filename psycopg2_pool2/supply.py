@@ -228,9 +228,11 @@ class Supply:
             if conn is not None:
                 self._connector.close(conn)
                 self._store.forget_item(conn)
+            if at is None and classify(error) is FailureKind.CALLBACK:
+                self._tell_one_waiter(error)  # while the permit keeps it from a second opening
             self._store.drop_permit(permit)
             if not isinstance(error, (NotNowError, InheritedError)):
-                self._failed(error, others_serve=at is not None, opened_for_waiter=True)
+                self._failed(error, others_serve=at is not None)
             raise
         self._counters.add("connections_ms", (self._clock() - started) * 1000)
         if endpoint.unproven:
@@ -276,21 +278,24 @@ class Supply:
 
     # -- outcomes ----------------------------------------------------------
 
-    def _failed(
-        self, error: BaseException, *, others_serve: bool = False, opened_for_waiter: bool = False
-    ) -> None:
+    def _failed(self, error: BaseException, *, others_serve: bool = False) -> None:
         kind = classify(error)
         if not (others_serve and kind is FailureKind.ROLE):
             self._counters.add("connections_errors")
-        by_worker = self.has_workers and is_own_thread()
-        if others_serve or (not by_worker and is_interruption(error)):
+        if others_serve or (not self._by_worker() and is_interruption(error)):
             return  # not the end of the search, or this borrower was interrupted
         self._outage.note(error)
         if kind is not FailureKind.CALLBACK:
             is_final = kind is FailureKind.MISTAKE or self._is_hopeless()
             self._fail_waiters(error, patient=is_final)
-        elif opened_for_waiter and by_worker:
-            self._fail_waiters(error, patient=False, most=1)  # it was called for one of them
+
+    def _tell_one_waiter(self, error: BaseException) -> None:
+        """Tell a callback's error to one waiter without time: it was called for one of them."""
+        if self._by_worker():
+            self._fail_waiters(error, patient=False, most=1)
+
+    def _by_worker(self) -> bool:
+        return self.has_workers and is_own_thread()
 
     def _fail_waiters(
         self, error: BaseException, *, patient: bool, most: int | None = None
