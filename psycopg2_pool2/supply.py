@@ -208,38 +208,51 @@ class Supply:
         """
         self._counters.add("connections_num")
         started = self._clock()
-        drains = self._drains
-        on_stall = functools.partial(self._stalled, permit)
         conn = None
         try:
-            if at is None:
-                conn, endpoint = self._dialer.dial(seconds, on_stall)
-            else:
-                conn, endpoint = self._dialer.dial_at(at, seconds, on_stall)
-            record = self._store.admit(permit, conn)
-            record.endpoint = endpoint
-            if drains != self._drains:  # it is of the old kind
-                record.retired = record.attention = True
+            drains = self._drains
+            conn, endpoint = self._dial(permit, seconds, at)
+            self._admit(permit, conn, endpoint, is_outdated=drains != self._drains)
             self._counters.observers.connected(self._clock() - started)
             listener = self._told()
             if listener is not None:
-                listener.on_opened(conn, record)
+                listener.on_opened(conn, conn.pool_record)
         except BaseException as error:
             if conn is not None:
                 self._connector.close(conn)
                 self._store.forget_item(conn)
-            if at is None and classify(error) is FailureKind.CALLBACK:
-                self._tell_one_waiter(error)  # while the permit keeps it from a second opening
-            self._store.drop_permit(permit)
-            if not isinstance(error, (NotNowError, InheritedError)):
-                self._failed(error, others_serve=at is not None)
+            self._give_up(permit, error, others_serve=at is not None)
             raise
         self._counters.add("connections_ms", (self._clock() - started) * 1000)
         if endpoint.unproven:
-            record.attention = True  # so that its first loan proves something
+            conn.pool_record.attention = True  # so that its first loan proves something
         else:
             self._outage.end()
         return conn
+
+    def _dial(
+        self, permit: Permit, seconds: float | None, at: Endpoint | None
+    ) -> tuple[Connection, Endpoint]:
+        on_stall = functools.partial(self._stalled, permit)
+        if at is None:
+            return self._dialer.dial(seconds, on_stall)
+        return self._dialer.dial_at(at, seconds, on_stall)
+
+    def _admit(
+        self, permit: Permit, conn: Connection, endpoint: Endpoint, *, is_outdated: bool
+    ) -> None:
+        record = self._store.admit(permit, conn)
+        record.endpoint = endpoint
+        if is_outdated:  # it was begun before a drain
+            record.retired = record.attention = True
+
+    def _give_up(self, permit: Permit, error: BaseException, *, others_serve: bool) -> None:
+        """Free the permit of an opening that failed, and tell its error."""
+        if not others_serve and classify(error) is FailureKind.CALLBACK:
+            self._tell_one_waiter(error)  # while the permit keeps it from a second opening
+        self._store.drop_permit(permit)
+        if not isinstance(error, (NotNowError, InheritedError)):
+            self._failed(error, others_serve=others_serve)
 
     def keep(self, conn: Connection) -> None:
         """Give a connection that was opened to the first who waits, or to the idle queue."""
