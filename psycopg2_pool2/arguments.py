@@ -13,6 +13,7 @@ from psycopg2 import extensions as ext
 from .failure_kinds import FailureKind
 from .failures import call_back, mark
 from .targets import effective
+from .text import in_one_line, printable_lines
 
 _OWN = frozenset(("dsn", "connection_factory", "cursor_factory", "async", "async_"))
 _WHERE = frozenset(("host", "hostaddr", "port"))
@@ -88,13 +89,16 @@ class ConnectArguments:
                 self._secrets.append(secret)
 
     def tell(self, error: BaseException) -> str:
-        """Return an error's text without the secrets that a user's callback may have put there."""
+        """Return an error's text in one line, without control characters and without secrets.
+
+        A callback of the program's may have put them there.
+        """
         text = str(error)
         for secret in list(self._secrets):
             # A short one may be part of any word.
             edges = ("", "") if len(secret) > 3 else (r"(?<!\w)", r"(?!\w)")
             text = re.sub(re.escape(secret).join(edges), "***", text)
-        return text
+        return in_one_line(text)
 
     def censored(self, error: psycopg2.Error) -> psycopg2.Error:
         """Return libpq's error without the secrets and without the newline that it ends with.
@@ -108,7 +112,7 @@ class ConnectArguments:
             told = any(quoted == s or (len(s) > 3 and s in quoted) for s in list(self._secrets))
             return '"***"' if told else match[0]
 
-        return type(error)(re.sub(r'"([^"]*)"', blank, str(error).strip()))
+        return type(error)(printable_lines(re.sub(r'"([^"]*)"', blank, str(error).strip())))
 
 
 def _checked_parameters(given: Any) -> Mapping[str, Any]:

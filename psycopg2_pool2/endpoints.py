@@ -21,6 +21,7 @@ from .log import logger
 from .login_backoff import LoginBackoff
 from .resolver import NoSuchHost, Resolver
 from .targets import Target, effective, read_targets
+from .text import in_one_line
 from .timing import Clock, chance, jitter
 
 FULL_PAUSE = 1.0
@@ -259,7 +260,7 @@ class Endpoints:
                 book.failed(self._clock(), generation)
             if not isinstance(error, HostResolutionError):
                 raise
-            logger.debug("cannot look up %s: %s", name, error)
+            logger.debug("cannot look up %s: %s", name, in_one_line(str(error)))
             return error
         finally:
             with self._lock:

@@ -30,6 +30,9 @@ class _ServerTimeout(PoolTimeout, psycopg2.OperationalError):
     """A :class:`PoolTimeout` whose cause is the server's: it could not be connected to."""
 
 
+_ServerTimeout.__name__ = _ServerTimeout.__qualname__ = "PoolTimeout"
+
+
 class TooManyRequests(PoolError):
     """More borrowers wait already than ``max_waiting`` allows."""
 

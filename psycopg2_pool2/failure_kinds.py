@@ -220,7 +220,7 @@ def recognise(text: str) -> FailureKind | None:
     Knows the English messages of libpq, PostgreSQL, PgBouncer, PgCat, Odyssey,
     Supavisor, Neon, RDS Proxy and some others.  Thread-safe.
     """
-    attempts = _compiled(r"(?m)^(?=connection to server )").split(text)
+    attempts = _compiled(r"(?m)^\s*(?=connection to server )").split(text)
     kinds = {_recognise_one(attempt) for attempt in attempts}
     return next((kind for kind in _PRECEDENCE if kind in kinds), None)
 

@@ -535,8 +535,9 @@ class ConnectionPool:
         self._notice_fork()
         self._supply.drain()
         self.discard_all_idle()
-        self._upkeep.balance()
-        self._supply.grow()
+        if self._started:
+            self._upkeep.balance()
+            self._supply.grow()
 
     def shutdown(self, timeout: float | None = None) -> None:
         """Close the pool; harmless when repeated.

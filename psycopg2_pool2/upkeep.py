@@ -168,7 +168,7 @@ class Upkeep:
         if self._monitor is None:
             return
         with self._lock:
-            if self._stopped:
+            if self._stopped or not self._duties:
                 return
             pause = max(0.0, min(duty.due for duty in self._duties) - self._clock())
             if self._timer is not None:

@@ -32,6 +32,7 @@ LAYERS = [
         "sockets",
         "steps",
         "targets",
+        "text",
         "watch",
         "workers",
     },
