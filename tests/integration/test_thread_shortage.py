@@ -205,6 +205,7 @@ def test_limit_of_the_system_is_survived(server: Server, app: str) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NPROC)
 
     def program() -> str:
+        os.environ["PGPASSWORD"] = server.password  # the password file is another user's
         os.setuid(NOBODY)
         resource.setrlimit(resource.RLIMIT_NPROC, (0, most))
         with pytest.raises(RuntimeError):
