@@ -73,6 +73,11 @@ _ROLES: Mapping[str, Callable[[str, str], bool]] = {
     "standby": lambda standby, read_only: standby == "off",
     "read-only": lambda standby, read_only: standby == read_only == "off",
 }
+# What libpq (13 and newer) says of a key that it cannot decrypt, among others.  Without
+# ``sslpassword`` OpenSSL has asked for the pass phrase at the terminal: once is enough.  Any
+# pass phrase keeps it from that, and matters to no key that needs none.
+_KEY_UNREADABLE = "could not load private key file"
+_ANY_PASS_PHRASE = "none"
 # A NOTIFY is one message; so many at once mean that somebody keeps sending them.
 _MOST_POLLS = 1000
 
@@ -104,6 +109,7 @@ class Connector:
         self.tell = self._arguments.tell
         self.user_timeout = self._user_timeout()
         self._session_attrs = self._arguments.effective("target_session_attrs") or "any"
+        self._has_asked_terminal = False  # for a pass phrase, perhaps
 
     # -- opening -----------------------------------------------------------
 
@@ -126,9 +132,7 @@ class Connector:
         """
         kwargs, parameters = self._arguments.merged(where)
         # An empty one (PGCONNECT_TIMEOUT= in the environment) is none, and libpq refuses it.
-        kwargs |= {
-            name: value for name, value in DEFAULTS.items() if not effective(parameters, name)
-        }
+        kwargs |= self._additions(parameters)
         given = kwargs.get("connect_timeout", effective(parameters, "connect_timeout"))
         if seconds is not None:
             kwargs["connect_timeout"] = _shorter(given, seconds)
@@ -139,6 +143,7 @@ class Connector:
             conn = psycopg2.connect(connection_factory=self._factory, **kwargs)
         except psycopg2.Error as error:
             conn, failure = None, self._arguments.censored(error)
+            self._has_asked_terminal |= _KEY_UNREADABLE in str(failure)
             if _was_never_sent(error, parameters):
                 mark(failure, FailureKind.MISTAKE)
         except UnicodeDecodeError as error:
@@ -153,6 +158,15 @@ class Connector:
             raise failure  # outside of its handler: the error itself would be its context
         conn.pool_cancel_request = cancel_request(conn)
         return conn
+
+    def _additions(self, parameters: Mapping[str, str]) -> dict[str, Any]:
+        """Return what is added where the program is silent."""
+        added: dict[str, Any] = {
+            name: value for name, value in DEFAULTS.items() if not effective(parameters, name)
+        }
+        if self._has_asked_terminal and not effective(parameters, "sslpassword"):
+            added["sslpassword"] = _ANY_PASS_PHRASE
+        return added
 
     def prepare(self, conn: Connection) -> None:
         """Run ``configure``, commit what it left open, and remember the settings it made."""

@@ -72,6 +72,11 @@ class Dialer:
         self._clock = clock
         self._inquiry = Inquiry(connector.parameters, clock)
 
+    @property
+    def looks(self) -> bool:
+        """Whether it is found out that an attempt makes no progress: where sockets can be told."""
+        return CAN_LOOK and self._monitor is not None and self._monitor.is_running
+
     def dial(
         self, seconds: float | None = None, on_stall: OnStall = _ignore
     ) -> tuple[Connection, Endpoint]:
@@ -106,10 +111,14 @@ class Dialer:
     def dial_at(
         self, endpoint: Endpoint, seconds: float | None = None, on_stall: OnStall = _ignore
     ) -> tuple[Connection, Endpoint]:
-        """Try this endpoint and no other."""
+        """Try this endpoint and no other, while others serve."""
         attempt = self._endpoints.begin_at(endpoint)
         role = self._endpoints.role_to_ask(endpoint)
-        return self._attempt(attempt, role, _Time(seconds, 0), on_stall)
+        try:
+            return self._attempt(attempt, role, _Time(seconds, 0), on_stall)
+        except Exception as error:
+            self._report({(endpoint, role): error})
+            raise
 
     def first_test_failed(self, endpoint: Endpoint, error: BaseException) -> None:
         """Note that a new connection failed its first test: as if it had not been opened."""
@@ -130,10 +139,12 @@ class Dialer:
     def _report(self, tried: dict[Choice, BaseException]) -> None:
         failed = {endpoint: error for (endpoint, _), error in tried.items()}
         for endpoint in self._endpoints.failures_to_report(failed):
+            kind = classify(failed[endpoint])
             logger.warning(
-                "pool %r: cannot connect to %s, others serve: %s",
+                "pool %r: cannot connect to %s (%s), others serve: %s",
                 self._name,
                 endpoint,
+                "unknown" if kind is None else kind.label,
                 self._connector.tell(failed[endpoint]),
             )
 
@@ -224,9 +235,7 @@ class Dialer:
     def _make_watch(self, endpoint: Endpoint, ends: bool, on_stall: OnStall) -> SilenceWatch | None:
         """Return a watch over an attempt, None where there is nobody to look at it."""
         user_timeout = self._connector.user_timeout
-        if not CAN_LOOK or not user_timeout or endpoint.address is None:
-            return None
-        if self._monitor is None or not self._monitor.is_running:
+        if not self.looks or not user_timeout or endpoint.address is None:
             return None
 
         def on_silence(watch: SilenceWatch) -> None:
@@ -269,7 +278,8 @@ class _Time:
 
 def _no_answer(endpoint: Endpoint, seconds: float) -> psycopg2.Error:
     """Return the error for a place where nobody answers, in libpq's words."""
-    address = f" ({endpoint.address})" if endpoint.host and endpoint.address else ""
+    is_name = endpoint.host and endpoint.address not in (None, endpoint.host)
+    address = f" ({endpoint.address})" if is_name else ""
     place = f'"{endpoint.host or endpoint.address}"{address}, port {endpoint.port}'
     error = psycopg2.OperationalError(
         f"connection to server at {place} failed: timeout expired, no answer within {seconds:.3g} s"

@@ -215,8 +215,9 @@ class Endpoints:
 
         With ``unknown`` those of which nothing is known, until there is an
         endpoint.  One that another thread is looking up is left to that, if
-        anything is known of it.  Raises :class:`HostResolutionError` if there is
-        no endpoint in the end, the last one's.
+        anything is known of it and its reply need not be waited for.  Raises
+        :class:`HostResolutionError` if there is no endpoint in the end, the last
+        one's.
         """
         names = self._due(unknown)
         error: HostResolutionError | None = None
@@ -234,8 +235,13 @@ class Endpoints:
                 name
                 for name, book in self._books.items()
                 if (unknown and not book.known())
-                or (book.refresh_due(now) and name not in self._being_asked)
+                or (book.refresh_due(now) and self._may_ask_locked(name, book))
             ]
+
+    def _may_ask_locked(self, name: str, book: AddressBook) -> bool:
+        """Tell whether to ask for a name now, and not leave it to another thread that asks."""
+        # After `drain` nobody connects before the reply; that one may have begun before.
+        return book.awaits_reply or name not in self._being_asked
 
     def unanswered(self) -> HostResolutionError | None:
         """Return the error to tell while there is no endpoint yet, and names are looked up."""

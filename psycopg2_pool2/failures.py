@@ -102,8 +102,9 @@ def copy_error(error: BaseException) -> BaseException:
         twin = copy.copy(error)
     except Exception:  # a foreign exception that cannot be copied
         return error
-    twin.__cause__ = error.__cause__
-    twin.__suppress_context__ = True
+    # As an exception of the program's may refuse new attributes: a frozen dataclass does.
+    object.__setattr__(twin, "__cause__", error.__cause__)
+    object.__setattr__(twin, "__suppress_context__", True)
     kind = getattr(error, "pool_failure_kind", None)
     if isinstance(kind, FailureKind):
         mark(twin, kind)  # psycopg2's errors lose what was added to them

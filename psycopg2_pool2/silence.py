@@ -58,7 +58,7 @@ class SilenceWatch:
         self.ended = False  # the attempt, by us
 
     def look(self) -> None:
-        """Call ``on_silence`` if nobody has answered yet."""
+        """Call ``on_silence`` if nobody has answered yet, or been asked."""
         if not self.is_over and self._is_silent():
             self._on_silence(self)
 
@@ -75,7 +75,8 @@ class SilenceWatch:
     def _is_silent(self) -> bool:
         found = _find(self.mark)
         if found is None:
-            return False  # it has just ended, or was closed to be tried again
+            # A callback of the program has not said yet where to connect; or it has just ended.
+            return not self.is_over
         with found:
             if _bytes_received(found):
                 return False

@@ -164,8 +164,8 @@ class Supply:
         usual = self._endpoints.longest_connect()
         if usual is not None:
             return self._store.stall_older_than(max(SHORTEST_PATIENCE, USUAL_TIMES * usual))
-        # With workers somebody looks whether the server answers.
-        return math.inf if not self.is_stranded else self._store.stall_older_than(FIRST_PATIENCE)
+        # Where somebody looks, a slow login is told from silence.
+        return math.inf if self._dialer.looks else self._store.stall_older_than(FIRST_PATIENCE)
 
     def _stalled(self, permit: Permit) -> None:
         self._store.stall(permit)
@@ -453,8 +453,8 @@ class Supply:
 
     def drain(self) -> None:
         """Retire every connection, those that are being opened too, and look names up anew."""
-        self._drains += 1
         self._endpoints.start_anew()
+        self._drains += 1  # after it: what began between is retired, and not led astray
         for record in self._store.all_records():
             record.retired = record.attention = True
 

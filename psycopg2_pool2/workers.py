@@ -136,7 +136,9 @@ class Workers:
                 with self._lock:
                     self._threads.discard(thread)
             if not isinstance(error, CANNOT_START):
-                raise
+                # What interrupts threading at the wrong moment is followed by a KeyError of its own.
+                hidden = error.__context__ if isinstance(error, KeyError) else None
+                raise hidden or error
             warn_of_shortage(error)
             return False
         return True

@@ -160,7 +160,7 @@ class _Data(DataDirectory):
     """A data directory that Debian's `initdb` has made."""
 
     def fill(self, settings: Mapping[str, Setting], hba: Sequence[str]) -> None:
-        make_cluster(_program("initdb"), self.path)
+        make_cluster(_program("initdb"), data=self.path)
         (self.path / "pg_hba.conf").write_text("\n".join([*hba, *RULES, ""]))
         self.configure({**_SETTINGS, **settings})
 

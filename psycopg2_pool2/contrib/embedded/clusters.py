@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -35,12 +36,16 @@ def template() -> Path:
 @cache
 def _made_template(creator: int) -> Path:
     data = new_process_folder() / "data"
-    make_cluster(binary("initdb"), data)
+    make_cluster(binary("initdb"), data=data)
     return data
 
 
-def make_cluster(initdb: str, data: Path) -> None:
+def make_cluster(
+    *initdb: str, data: Path, locale: Sequence[str] = ("--encoding=UTF8", "--locale=C")
+) -> None:
     """Make an empty cluster with the superuser `postgres` in a folder made by `new_folder`.
+
+    `initdb` is the program's path, perhaps after a program that starts it.
 
     While initdb runs, its files belong to a user that other programs may run as. These cannot enter
     the folder, which is open to the servers' user and to a group without other members.
@@ -52,8 +57,8 @@ def make_cluster(initdb: str, data: Path) -> None:
         folder.chmod(0o770)
     try:
         run(
-            *(initdb, "--pgdata", str(data), "--username=postgres", "--pwfile", str(pwfile)),
-            *("--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--wal-segsize=4"),
+            *(*initdb, "--pgdata", str(data), "--username=postgres", "--pwfile", str(pwfile)),
+            *("--auth=scram-sha-256", *locale, "--wal-segsize=4"),
             *("--no-sync", "--no-instructions"),
             user=user,
         )
