@@ -135,10 +135,11 @@ class Workers:
             if thread is not None:
                 with self._lock:
                     self._threads.discard(thread)
+            if isinstance(error, KeyError) and error.__context__ is not None:
+                # What interrupts threading at the wrong moment is followed by a KeyError.
+                raise error.__context__ from None
             if not isinstance(error, CANNOT_START):
-                # What interrupts threading at the wrong moment is followed by a KeyError of its own.
-                hidden = error.__context__ if isinstance(error, KeyError) else None
-                raise hidden or error
+                raise
             warn_of_shortage(error)
             return False
         return True

@@ -97,6 +97,7 @@ class TestWithoutThreads:
                 conn.cursor().execute("SELECT 1")
                 pool.putconn(conn, close=True)
             busy = pool.getconn(timeout=10)
+            busy.autocommit = True  # one statement, and no BEGIN before it
             sleeping = in_thread(ask, busy, "SELECT pg_sleep(60)")
             wait_until(lambda: busy.get_transaction_status() == TRANSACTION_STATUS_ACTIVE)
             pool.putconn(busy)
