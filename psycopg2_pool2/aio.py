@@ -33,6 +33,7 @@ from . import checks
 from .blocks import LoanBlock, TransactionBlock
 from .connection import Tracked
 from .connector import Connection
+from .hidden import HiddenDict
 from .loans import call_site
 from .offload import Offload, finished, outcome
 from .pool import POOL_DEFAULT, ConnectionPool, from_environment
@@ -140,7 +141,9 @@ class AsyncConnectionPool:
     ) -> None:
         self._opens_later = not checks.flag("background_prewarm", background_prewarm)
         kind = _UnopenedPool if self._opens_later else ConnectionPool
-        self.pool = kind(*args, timeout=timeout, **kwargs)
+        arguments = HiddenDict(kwargs)
+        del kwargs  # so that no traceback shows it
+        self.pool = kind(*args, timeout=timeout, **arguments)
         most = functools.partial(_most_threads, self.pool)
         self._threads = Offload(most)
         self._other_threads = Offload(most)  # which is free when the first is not

@@ -23,6 +23,7 @@ from .connection import Messages, pooled_factory, really_close
 from .failure_kinds import FailureKind, never_connected, recognise
 from .failures import WrongRoleError, call_back, mark
 from .forks import gate
+from .hidden import clear_driver_frames
 from .interruptions import let_through, suppress
 from .sockets import shut_down
 from .targets import DEFAULT_PORT, effective
@@ -148,8 +149,10 @@ class Connector:
                 mark(failure, FailureKind.MISTAKE)
         except UnicodeDecodeError as error:
             conn, failure = None, self._arguments.censored(_readable_error(error))
-        except TypeError as error:
-            mark(error, FailureKind.MISTAKE)  # of the connection_factory, or of the arguments
+        except BaseException as error:
+            clear_driver_frames(error)
+            if isinstance(error, TypeError):  # of the connection_factory, or of the arguments
+                mark(error, FailureKind.MISTAKE)
             raise
         finally:
             limit.end()

@@ -27,6 +27,7 @@ from .desk import Desk, MakeWaiter
 from .endpoints import Endpoints
 from .errors import PoolClosed, PoolError
 from .failures import says_lost
+from .hidden import hidden
 from .monitor import Monitor, get_monitor
 from .observers import Observer, Observers
 from .options import PoolOptions
@@ -160,6 +161,8 @@ class ConnectionPool:
         name: str | None = None,
         **connect_kwargs: Any,
     ) -> None:
+        self.connect_kwargs = connect_kwargs
+        del connect_kwargs  # so that no traceback shows it: see hidden
         sizes = checks.sizes(minconn, maxconn)
         self._options = PoolOptions(
             idle_timeout=idle_timeout,
@@ -185,17 +188,16 @@ class ConnectionPool:
             name=name,
         ).checked()
         self._connector = Connector(
-            connect_kwargs,
+            hidden(self.connect_kwargs),
             connect_params=checks.function("connect_params", connect_params, None),
             configure=configure,
             test=test_on_borrow,
             reset=reset,
             home=weakref.ref(self) if close_returns else None,
         )
-        connect_kwargs.setdefault("dsn", "")
+        self.connect_kwargs.setdefault("dsn", "")
         if "connect_timeout" not in self._connector.parameters:
-            connect_kwargs.setdefault("connect_timeout", 5)
-        self.connect_kwargs = connect_kwargs
+            self.connect_kwargs.setdefault("connect_timeout", 5)
         self.name = name or f"pool-{next(_numbers)}"
         self._observers = Observers(self.name)
         self._build(*sizes)
@@ -676,7 +678,9 @@ class ConnectionPool:
         return self._supply.endpoints()
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._report.describe()}>"
+        report: Report | None = getattr(self, "_report", None)
+        told = "that could not be made" if report is None else report.describe()
+        return f"<{type(self).__name__} {told}>"
 
     # -- helpers -----------------------------------------------------------
 

@@ -135,10 +135,10 @@ class Workers:
             if thread is not None:
                 with self._lock:
                     self._threads.discard(thread)
-            if isinstance(error, KeyError) and error.__context__ is not None:
-                # What interrupts threading at the wrong moment is followed by a KeyError.
-                raise error.__context__ from None
             if not isinstance(error, CANNOT_START):
+                if isinstance(error, KeyError) and error.__context__ is not None:
+                    # threading's own, after what has interrupted it at the wrong moment.
+                    raise error.__context__ from None
                 raise
             warn_of_shortage(error)
             return False
