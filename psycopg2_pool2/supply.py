@@ -142,11 +142,13 @@ class Supply:
             self._store.nudge()
             return
         self.note_stalled()
+        taken: list[Permit] = []  # until the loop ends, whatever becomes of the jobs
         while True:
             limit, pause = self.allowance()
             permit = self._store.take_permit(limit)
             if permit is None:
                 break
+            taken.append(permit)
             if not self._monitor.offer(functools.partial(self._open_and_keep, permit)):
                 self._strand(permit)
                 return
