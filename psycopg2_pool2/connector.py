@@ -18,7 +18,6 @@ import psycopg2
 from psycopg2 import extensions as ext
 
 from .arguments import ConnectArguments
-from .cancelling import cancel_request
 from .connection import Messages, pooled_factory, really_close
 from .failure_kinds import FailureKind, never_connected, recognise
 from .failures import WrongRoleError, call_back, mark
@@ -159,6 +158,8 @@ class Connector:
             gate.leave(connecting)
         if conn is None:
             raise failure  # outside of its handler: the error itself would be its context
+        from .cancelling import cancel_request  # not before the first connect
+
         conn.pool_cancel_request = cancel_request(conn)
         return conn
 

@@ -48,7 +48,7 @@ LAYERS = [
         "silence",
     },
     {"arguments", "cancelling", "dns_exchange", "waits"},
-    {"dns_questions"},
+    {"dns_questions", "system_names"},
     {"dns_query"},
     {"dns_given"},
     {"breaker", "connector", "keyed", "resolver", "stats", "store"},
