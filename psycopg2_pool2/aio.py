@@ -37,7 +37,7 @@ from .hidden import HiddenDict
 from .loans import call_site
 from .offload import Offload, finished, outcome
 from .pool import POOL_DEFAULT, ConnectionPool, from_environment
-from .sockets import twin_socket
+from .sockets import twin_of
 from .steps import Steps
 from .tasks import TaskBorrower, drive
 from .transactions import Transaction
@@ -471,7 +471,7 @@ def _interruption(pool: ConnectionPool, conn: Connection) -> Callable[[], None] 
     conn.pool_record.retired = conn.pool_record.attention = True
     try:
         # A copy, since later its descriptor may be another connection's.
-        twin = twin_socket(conn.fileno())
+        twin = twin_of(conn)
     except (psycopg2.Error, OSError):
         return None  # it is closed
     return functools.partial(pool._interrupt, conn, twin)

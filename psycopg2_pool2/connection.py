@@ -19,9 +19,17 @@ from typing import Any
 import psycopg2
 from psycopg2.extensions import connection
 
-from .sockets import cut_off
+from .descriptors import leak
+from .sockets import cut_off, owns_socket
 
-_SLOTS = ("pool_baseline", "pool_cancel_request", "pool_home", "pool_pid", "pool_record")
+_SLOTS = (
+    "pool_baseline",
+    "pool_cancel_request",
+    "pool_home",
+    "pool_pid",
+    "pool_record",
+    "pool_socket",  # the identity of its socket
+)
 _OURS = frozenset(_SLOTS)
 
 
@@ -65,7 +73,7 @@ class Tracked:
         an answer would read what is meant for the parent.
         """
         if self.is_inherited():
-            cut_off(self.fileno())  # type: ignore[attr-defined]
+            cut_off(self)
             raise InheritedError("the connection belongs to the parent process")
         return super().poll()  # type: ignore[misc]
 
@@ -79,14 +87,19 @@ class Tracked:
         """Close the connection; in a forked child that inherited it, do nothing.
 
         libpq would say good-bye on the socket that it shares with the parent,
-        whose session would end.
+        whose session would end.  Neither is one closed whose descriptor somebody
+        else has closed: libpq would write to, and close, the file that has its
+        number now.
         """
         if self.is_inherited():
             return
         record = getattr(self, "pool_record", None)
         if record is not None:
             record.hung_up = record.attention = True
-        super().close()  # type: ignore[misc]
+        if owns_socket(self):
+            super().close()  # type: ignore[misc]
+        else:
+            leak(self)
 
     def is_inherited(self) -> bool:
         """Tell whether it was opened by a process of which this is a forked child."""
@@ -181,8 +194,11 @@ def pooled_factory(factory: Callable[..., Any] | None, returning: bool) -> Calla
 
 def really_close(conn: Any) -> None:
     """Close the connection itself, whatever its ``close`` means to the program."""
-    if isinstance(conn, Tracked):
-        if not conn.is_inherited():
-            super(Tracked, conn).close()  # type: ignore[misc]
-    else:
+    if not isinstance(conn, Tracked):
         conn.close()
+    elif conn.is_inherited():
+        pass
+    elif owns_socket(conn):
+        super(Tracked, conn).close()  # type: ignore[misc]
+    else:
+        leak(conn)

@@ -19,12 +19,13 @@ from psycopg2 import extensions as ext
 
 from .arguments import ConnectArguments
 from .connection import Messages, pooled_factory, really_close
+from .descriptors import identity, limit, none_left
 from .failure_kinds import FailureKind, never_connected, recognise
 from .failures import WrongRoleError, call_back, mark
 from .forks import gate
 from .hidden import clear_driver_frames
 from .interruptions import let_through, suppress
-from .sockets import shut_down
+from .sockets import owns_socket, shut_down
 from .targets import DEFAULT_PORT, effective
 from .timing import monotonic
 from .waits import Limit, ask_to_stop, keeps_limits, may_close
@@ -142,10 +143,7 @@ class Connector:
         try:
             conn = psycopg2.connect(connection_factory=self._factory, **kwargs)
         except psycopg2.Error as error:
-            conn, failure = None, self._arguments.censored(error)
-            self._has_asked_terminal |= _KEY_UNREADABLE in str(failure)
-            if _was_never_sent(error, parameters):
-                mark(failure, FailureKind.MISTAKE)
+            conn, failure = None, self._failure(error, parameters)
         except UnicodeDecodeError as error:
             conn, failure = None, self._arguments.censored(_readable_error(error))
         except BaseException as error:
@@ -160,8 +158,20 @@ class Connector:
             raise failure  # outside of its handler: the error itself would be its context
         from .cancelling import cancel_request  # not before the first connect
 
+        conn.pool_socket = identity(conn.fileno())
         conn.pool_cancel_request = cancel_request(conn)
         return conn
+
+    def _failure(self, error: psycopg2.Error, parameters: Mapping[str, str]) -> psycopg2.Error:
+        """Return libpq's error as it is told, with what it means where its text does not say."""
+        failure = self._arguments.censored(error)
+        self._has_asked_terminal |= _KEY_UNREADABLE in str(failure)
+        shortage = _shortage(failure)
+        if shortage is not None:
+            return shortage
+        if _was_never_sent(error, parameters):
+            mark(failure, FailureKind.MISTAKE)
+        return failure
 
     def _additions(self, parameters: Mapping[str, str]) -> dict[str, Any]:
         """Return what is added where the program is silent."""
@@ -205,7 +215,7 @@ class Connector:
         farewell for a notice and fails only at the end of the stream, which may
         come a moment later; so a notice is enough, as idle sessions get no others.
         """
-        if conn.closed:
+        if conn.closed or not owns_socket(conn):
             return False
         try:
             for _ in range(_MOST_POLLS):
@@ -297,7 +307,7 @@ class Connector:
         """
         ask_to_stop(conn, seconds)
         with suppress(psycopg2.Error, OSError):
-            shut_down(conn.fileno())  # releases a thread that still waits for an answer
+            shut_down(conn)  # releases a thread that still waits for an answer
         if may_close(conn, seconds):
             self.close(conn)
 
@@ -421,6 +431,27 @@ def _readable_error(error: UnicodeDecodeError) -> psycopg2.OperationalError:
     Before the login a server speaks in an encoding of its own.
     """
     return psycopg2.OperationalError(bytes(error.object).decode(error.encoding, "replace"))
+
+
+def _shortage(error: psycopg2.Error) -> psycopg2.Error | None:
+    """Return an error that tells what the process lacks; None if it lacks no descriptor.
+
+    libpq then says nothing at all, or what follows from that: that a name or a
+    user is not known.
+    """
+    text = str(error)
+    if none_left():
+        reason = f"the process has no file descriptor left; raise its limit, ulimit -n{limit()}"
+    elif not text:  # there are some again
+        reason = (
+            "libpq does not say why it could not begin to connect; the process may have had no file"
+            f" descriptor left: raise its limit, ulimit -n{limit()}"
+        )
+    else:
+        return None
+    told = psycopg2.OperationalError(f"{reason}: {text}" if text else reason)
+    mark(told, FailureKind.CUT)
+    return told
 
 
 def _readable(fd: int) -> bool:

@@ -33,7 +33,7 @@ from .observers import Observer, Observers
 from .options import PoolOptions
 from .report import Report
 from .resolver import Resolver
-from .sockets import cut_off
+from .sockets import cut_off, owns_socket
 from .stats import Counters
 from .steps import Steps
 from .store import Record, Store
@@ -411,8 +411,12 @@ class ConnectionPool:
         self._connector.interrupt(conn, twin, self._options.test_timeout)
 
     def _refuse(self, conn: Any) -> None:
-        """Raise for a connection that is not in use, unless this process only inherited it."""
-        if not _is_inherited(conn):
+        """Raise for a connection that is not in use, unless it is no fault of the borrower's.
+
+        This process may only have inherited it, or the pool has struck it out,
+        since its descriptor was closed.
+        """
+        if not _is_inherited(conn) and owns_socket(conn):
             raise self._desk.refuse(conn)
 
     def conn(self, timeout: float | None = POOL_DEFAULT) -> LoanBlock:
@@ -730,7 +734,7 @@ class ConnectionPool:
         for record in self._store.records.copy():
             conn: Connection = record()
             with contextlib.suppress(Exception):
-                cut_off(conn.fileno())
+                cut_off(conn)
         self._observers = self._observers.in_child()
         self._rebuild()
 

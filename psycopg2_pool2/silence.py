@@ -91,7 +91,11 @@ def _find(mark: int) -> socket.socket | None:
 
     The mark is read from a copy: the number may become another file's at any time.
     """
-    for name in os.listdir("/proc/self/fd"):
+    try:
+        names = os.listdir("/proc/self/fd")
+    except OSError:
+        return None  # no descriptor is left
+    for name in names:
         try:
             copy = twin_socket(int(name))
         except OSError:

@@ -29,6 +29,7 @@ from .failures import classify, copy_error, is_interruption
 from .interruptions import let_through
 from .monitor import Monitor, Timer
 from .outage import Outage
+from .sockets import owns_socket
 from .stats import Counters
 from .store import Permit, Record, Store
 from .threads import is_own_thread
@@ -492,7 +493,8 @@ class Supply:
 
     def unwatch(self, conn: Connection) -> None:
         """Take its socket from the monitor; before the socket is closed."""
-        if self._monitor is not None and not conn.closed:
+        # Its number may be that of another socket, which is watched.
+        if self._monitor is not None and not conn.closed and owns_socket(conn):
             self._monitor.unwatch(conn.fileno())
 
     def _close(self, conn: Connection, how: Any) -> None:
