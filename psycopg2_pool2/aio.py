@@ -31,11 +31,11 @@ import psycopg2
 
 from . import checks
 from .blocks import LoanBlock, TransactionBlock
-from .connection import Tracked
 from .connector import Connection
 from .loans import call_site
 from .offload import Offload, finished, outcome
 from .pool import POOL_DEFAULT, ConnectionPool, from_environment
+from .proxies import real_connection
 from .sockets import twin_socket
 from .steps import Steps
 from .tasks import TaskBorrower, drive
@@ -252,7 +252,7 @@ class AsyncConnectionPool:
         the connection will be closed when it is returned.
         """
         checks.function("fn", fn)
-        if not isinstance(conn, Tracked):
+        if self.pool._desk.find_record(conn) is None:
             raise TypeError(f"conn must be a pool's connection, not a {type(conn).__name__}")
         return await self._hold(lambda hold: hold.use(conn, _plain_call, fn, args, kwargs))
 
@@ -465,6 +465,7 @@ def _most_threads(pool: ConnectionPool) -> int:
 
 def _interruption(pool: ConnectionPool, conn: Connection) -> Callable[[], None] | None:
     """Have a connection closed when it comes back; return what ends that which it is doing."""
+    conn = real_connection(conn)
     conn.pool_record.retired = conn.pool_record.attention = True
     try:
         # A copy, since later its descriptor may be another connection's.

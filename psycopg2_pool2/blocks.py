@@ -28,7 +28,10 @@ class LoanBlock:
     def __enter__(self) -> Connection:
         if self._conn is None:
             self._conn = self._pool.getconn(timeout=self._timeout)
-        self._uses = self._conn.pool_record.uses
+        try:
+            self._uses = self._conn.pool_record.uses
+        except AttributeError:  # of a proxy that forwards no attributes
+            self._uses = 0
         self._since = self._pool._clock()
         return self._conn
 

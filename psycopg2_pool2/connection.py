@@ -17,12 +17,21 @@ from collections.abc import Callable
 from typing import Any
 
 import psycopg2
+from psycopg2._psycopg import ReplicationConnection
 from psycopg2.extensions import connection
 
 from .sockets import cut_off
 
-_SLOTS = ("pool_baseline", "pool_cancel_request", "pool_home", "pool_pid", "pool_record")
+_SLOTS = (
+    "pool_baseline",
+    "pool_cancel_request",
+    "pool_home",
+    "pool_pid",
+    "pool_proxy",  # see proxies.py; None where nothing traces
+    "pool_record",
+)
 _OURS = frozenset(_SLOTS)
+_MOST_LOOKED_AT = 100
 
 
 class InheritedError(psycopg2.InterfaceError):
@@ -36,6 +45,7 @@ class Tracked:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.pool_pid = os.getpid()  # first: a fork may come while it is being opened
+        self.pool_proxy = None
         super().__init__(*args, **kwargs)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -148,35 +158,70 @@ def pooled_factory(factory: Callable[..., Any] | None, returning: bool) -> Calla
     """Return the connection factory that a pool passes to psycopg2.
 
     A class is subclassed.  Any other callable is called, and the class of what
-    it returns is replaced; that works for instances of Python classes only, so
-    one that returns plain psycopg2 connections is a :class:`TypeError`, raised
-    when the first connection is made.
+    it returns, or of the connection inside if that is a proxy, is replaced; that
+    works for instances of Python classes only, so one that returns plain
+    psycopg2 connections is a :class:`TypeError`, raised when the first
+    connection is made.  So is one that makes replication connections; a class of
+    these is refused here.
     """
     mixin = Returning if returning else Tracked
     if factory is None or factory is connection:
         return ReturningConnection if returning else PooledConnection
     if isinstance(factory, type):
+        _refuse_replication(factory)
         slots = {"__slots__": PooledConnection.__slots__}
         return type(f"Pooled{factory.__name__}", (mixin, factory), slots)
 
     classes: weakref.WeakKeyDictionary[type, type] = weakref.WeakKeyDictionary()
 
     def make(*args: Any, **kwargs: Any) -> Any:
-        conn = factory(*args, **kwargs)
+        returned = factory(*args, **kwargs)
+        conn = inner_connection(returned)
         made = type(conn)
+        _refuse_replication(made)
         try:
             if made not in classes:
                 classes[made] = type(f"Pooled{made.__name__}", (mixin, made), {"__slots__": ()})
             object.__setattr__(conn, "__class__", classes[made])
             conn.pool_pid = os.getpid()
+            conn.pool_proxy = None
         except TypeError:
-            raise TypeError(
-                "connection_factory must be a class, or return instances of a Python class;"
-                f" it returned a {made.__name__}"
-            ) from None
-        return conn
+            raise _no_class(made) from None
+        if not issubclass(made, connection):
+            raise _no_class(made)
+        return returned
 
     return make
+
+
+def _no_class(made: type) -> TypeError:
+    return TypeError(
+        "connection_factory must be a class, or return instances of a Python class;"
+        f" it returned a {made.__name__}"
+    )
+
+
+def inner_connection(made: Any) -> Any:
+    """Return psycopg2's connection inside of a proxy, or ``made`` itself if there is none.
+
+    Looked for in a proxy's ``__wrapped__`` and its attributes, at any depth.
+    """
+    seen: list[Any] = [made]
+    for candidate in seen:  # which grows meanwhile
+        if issubclass(type(candidate), connection):
+            return candidate
+        if len(seen) < _MOST_LOOKED_AT:
+            wrapped = getattr(candidate, "__wrapped__", None)
+            seen += [wrapped, *getattr(candidate, "__dict__", {}).values()]
+    return made
+
+
+def _refuse_replication(made: type) -> None:
+    if issubclass(made, ReplicationConnection):
+        raise TypeError(
+            "connection_factory must not make replication connections: their settings can be"
+            " neither read nor put back, so that they cannot be pooled"
+        )
 
 
 def really_close(conn: Any) -> None:

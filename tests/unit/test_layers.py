@@ -27,6 +27,7 @@ LAYERS = [
         "libpq",
         "loans",
         "observers",
+        "proxies",
         "sockets",
         "steps",
         "targets",
