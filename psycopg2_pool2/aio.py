@@ -31,7 +31,7 @@ import psycopg2
 
 from . import checks
 from .blocks import LoanBlock, TransactionBlock
-from .connector import Connection
+from .connector import Borrowed, Connection
 from .loans import call_site
 from .offload import Offload, finished, outcome
 from .pool import POOL_DEFAULT, ConnectionPool, from_environment
@@ -73,7 +73,7 @@ class AsyncLoanBlock:
         self._kind = kind
         self._timeout = timeout
 
-    async def __aenter__(self) -> Connection:
+    async def __aenter__(self) -> Borrowed:
         self._conn = await self._pool.getconn(timeout=self._timeout)
         self._block = self._kind(self._pool.pool, None, self._conn)
         return self._block.__enter__()
@@ -129,7 +129,7 @@ class AsyncConnectionPool:
     hostname: str | None = _same("hostname")
     prewarmed: bool = _same("prewarmed")
     closed: bool = _same("closed")
-    connections_in_use: weakref.WeakSet[Connection] = _same("connections_in_use")
+    connections_in_use: weakref.WeakSet[Borrowed] = _same("connections_in_use")
 
     def __init__(
         self,
@@ -162,7 +162,7 @@ class AsyncConnectionPool:
 
     # -- borrowing and returning -------------------------------------------
 
-    async def getconn(self, *, timeout: float | None = POOL_DEFAULT) -> Connection:
+    async def getconn(self, *, timeout: float | None = POOL_DEFAULT) -> Borrowed:
         """Borrow a connection; give it back with :meth:`putconn`.
 
         As :meth:`ConnectionPool.getconn`, and raises what that raises.
@@ -212,7 +212,7 @@ class AsyncConnectionPool:
         """Return one like :meth:`conn` that commits, or rolls back on an exception."""
         return AsyncLoanBlock(self, TransactionBlock, timeout)
 
-    def detach(self, conn: Connection) -> Connection:
+    def detach(self, conn: Connection) -> Borrowed:
         """Take a borrowed connection out of the pool for good, and return it."""
         return self.pool.detach(conn)
 

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("psycopg2_pool2")
 
 Connection = Any  # a psycopg2 connection of the class that pooled_factory makes
+Borrowed = ext.connection
+"""What a borrower gets, to type checkers; it may be of the program's class, or a tracer's proxy."""
+
 Test = bool | Callable[[Connection], object]
 Reset = Literal["session"] | Callable[[Connection], object] | None
 

@@ -24,7 +24,7 @@ from .blocks import LoanBlock, TransactionBlock
 from .breaker import CircuitBreaker
 from .care import Care
 from .connection import Tracked
-from .connector import Connection, Connector, Reset, Test
+from .connector import Borrowed, Connection, Connector, Reset, Test
 from .desk import Desk, MakeWaiter
 from .endpoints import Endpoints
 from .errors import PoolClosed, PoolError
@@ -300,7 +300,7 @@ class ConnectionPool:
 
     def getconn(
         self, key: Hashable | None = None, *, timeout: float | None = POOL_DEFAULT
-    ) -> Connection:
+    ) -> Borrowed:
         """Borrow a connection; give it back with :meth:`putconn`.
 
         ``timeout`` overrides the pool's for this call: seconds, 0 to raise at
@@ -323,10 +323,10 @@ class ConnectionPool:
                 if len(store.idle) < store.low:
                     store.low = len(store.idle)
                 if self._lends_untested and not record.attention:
-                    return conn
+                    return conn  # type: ignore[no-any-return]  # a cast would take time
             except IndexError:
                 pass  # none is idle
-        return self._getconn(conn, key, timeout)
+        return self._getconn(conn, key, timeout)  # type: ignore[no-any-return]
 
     def _getconn(self, conn: Connection | None, key: Hashable | None, timeout: Any) -> Connection:
         if self._notice_fork():
@@ -474,7 +474,7 @@ class ConnectionPool:
         self.putconn(conn)
         return True
 
-    def detach(self, conn: Connection) -> Connection:
+    def detach(self, conn: Connection) -> Borrowed:
         """Take a borrowed connection out of the pool for good, and return it.
 
         Its slot is free at once; closing it is the caller's business.  What is
@@ -488,7 +488,7 @@ class ConnectionPool:
             record = self._claim_proxy(conn)
         if record is not None:
             self._desk.detach(conn, record)
-        return conn
+        return conn  # type: ignore[no-any-return]
 
     # -- the whole pool ----------------------------------------------------
 
@@ -667,7 +667,7 @@ class ConnectionPool:
         return None
 
     @property
-    def connections_in_use(self) -> weakref.WeakSet[Connection]:
+    def connections_in_use(self) -> weakref.WeakSet[Borrowed]:
         """The connections in use at this moment."""
         conns = (record() for record in self._store.lent.copy())
         return weakref.WeakSet(lent_instead(conn) for conn in conns if conn is not None)
