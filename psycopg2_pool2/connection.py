@@ -145,12 +145,14 @@ class Returning(Tracked):
 class PooledConnection(Tracked, connection):
     """A psycopg2 connection that belongs to a pool."""
 
+    __module__ = connection.__module__  # after which tracers name what they trace
     __slots__ = _SLOTS
 
 
 class ReturningConnection(Returning, connection):
     """A psycopg2 connection whose ``close()`` gives it back to its pool."""
 
+    __module__ = connection.__module__
     __slots__ = _SLOTS
 
 
@@ -169,8 +171,7 @@ def pooled_factory(factory: Callable[..., Any] | None, returning: bool) -> Calla
         return ReturningConnection if returning else PooledConnection
     if isinstance(factory, type):
         _refuse_replication(factory)
-        slots = {"__slots__": PooledConnection.__slots__}
-        return type(f"Pooled{factory.__name__}", (mixin, factory), slots)
+        return _subclass(mixin, factory, PooledConnection.__slots__)
 
     classes: weakref.WeakKeyDictionary[type, type] = weakref.WeakKeyDictionary()
 
@@ -181,7 +182,7 @@ def pooled_factory(factory: Callable[..., Any] | None, returning: bool) -> Calla
         _refuse_replication(made)
         try:
             if made not in classes:
-                classes[made] = type(f"Pooled{made.__name__}", (mixin, made), {"__slots__": ()})
+                classes[made] = _subclass(mixin, made, ())
             object.__setattr__(conn, "__class__", classes[made])
             conn.pool_pid = os.getpid()
             conn.pool_proxy = None
@@ -192,6 +193,11 @@ def pooled_factory(factory: Callable[..., Any] | None, returning: bool) -> Calla
         return returned
 
     return make
+
+
+def _subclass(mixin: type, made: type, slots: tuple[str, ...]) -> type:
+    body = {"__module__": made.__module__, "__slots__": slots}
+    return type(f"Pooled{made.__name__}", (mixin, made), body)
 
 
 def _no_class(made: type) -> TypeError:
