@@ -35,7 +35,6 @@ from .connector import Borrowed, Connection
 from .loans import call_site
 from .offload import Offload, finished, outcome
 from .pool import POOL_DEFAULT, ConnectionPool, from_environment
-from .proxies import real_connection
 from .sockets import twin_socket
 from .steps import Steps
 from .tasks import TaskBorrower, drive
@@ -465,8 +464,11 @@ def _most_threads(pool: ConnectionPool) -> int:
 
 def _interruption(pool: ConnectionPool, conn: Connection) -> Callable[[], None] | None:
     """Have a connection closed when it comes back; return what ends that which it is doing."""
-    conn = real_connection(conn)
-    conn.pool_record.retired = conn.pool_record.attention = True
+    record = pool._desk.find_record(conn)
+    if record is None:
+        return None  # it came back meanwhile
+    record.retired = record.attention = True
+    conn = record()
     try:
         # A copy, since later its descriptor may be another connection's.
         twin = twin_socket(conn.fileno())

@@ -180,6 +180,8 @@ def pooled_factory(factory: Callable[..., Any] | None, returning: bool) -> Calla
         conn = inner_connection(returned)
         made = type(conn)
         _refuse_replication(made)
+        if not issubclass(made, connection):
+            raise _no_class(made)
         try:
             if made not in classes:
                 classes[made] = _subclass(mixin, made, ())
@@ -188,8 +190,6 @@ def pooled_factory(factory: Callable[..., Any] | None, returning: bool) -> Calla
             conn.pool_proxy = None
         except TypeError:
             raise _no_class(made) from None
-        if not issubclass(made, connection):
-            raise _no_class(made)
         return returned
 
     return make

@@ -26,7 +26,7 @@ from .connection import Messages, Tracked, inner_connection, pooled_factory, rea
 from .failure_kinds import FailureKind, never_connected, recognise
 from .failures import WrongRoleError, mark
 from .forks import gate
-from .proxies import LentProxy, StandIn
+from .proxies import LentProxy, StandIn, connect_is_mock
 from .sockets import shut_down
 from .targets import DEFAULT_PORT, effective
 from .waits import Limit, ask_to_stop, keeps_limits, may_close
@@ -188,7 +188,7 @@ class Connector:
         except TypeError as error:
             mark(error, FailureKind.MISTAKE)
             raise
-        if not self._meets_proxies:
+        if not self._meets_proxies and not connect_is_mock():
             logger.warning(
                 "psycopg2.connect was replaced and returned a %s without a connection of the pool"
                 " inside: it is lent, but neither tested nor reset",

@@ -416,7 +416,7 @@ class Desk:
 
     def find_record(self, lent: Any) -> Record | None:
         """Return the record of what was lent; None if it belongs to no pool."""
-        record: Record | None = find_record(lent, self._store.lent.copy())
+        record: Record | None = find_record(lent, self._store.lent)
         return record
 
     def give_back(self, lent: Connection, record: Record) -> Sequence[Connection]:

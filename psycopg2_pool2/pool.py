@@ -444,19 +444,19 @@ class ConnectionPool:
         self, conn: Connection, uses: int, since: float, error: BaseException | None
     ) -> None:
         """Return the connection of a ``with`` block, unless it was detached or inherited."""
-        record: Record | None = getattr(conn, "pool_record", None)
+        record: Any = getattr(conn, "pool_record", None)
         if _is_inherited(conn):
             return
         self._counters.add("usage_ms", (self._clock() - since) * 1000)
-        if not isinstance(record, Record):
-            self._end_block_of_proxy(conn)
-        elif record in self._store.lent and record.uses == uses:
+        if record in self._store.lent and record.uses == uses:
             lost = error is not None and says_lost(error)
             if error is not None:
                 record.attention = True  # to be looked at: the server may have lost its role
             self.putconn(conn, close=lost)
             if lost:
                 self._upkeep.suspect_all()
+        elif not isinstance(record, Record):
+            self._end_block_of_proxy(conn)
         elif record in self._store.all_records() and error is None:
             raise PoolError(f"a connection of pool {self.name!r} was returned inside its block")
 
@@ -766,7 +766,7 @@ def from_environment(overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_inherited(lent: Any) -> bool:
-    conn = real_connection(lent)
+    conn = lent if isinstance(lent, Tracked) else real_connection(lent)
     return isinstance(conn, Tracked) and conn.is_inherited()
 
 

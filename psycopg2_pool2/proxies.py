@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import psycopg2
@@ -48,9 +48,16 @@ class LentProxy:
         self._held = None
         return conn if proxy is None else proxy  # an interrupted loan may have dropped it
 
+    @property
+    def is_weak(self) -> bool:
+        """Whether the proxy can be referred to weakly; if not, it is held while it is lent too."""
+        return isinstance(self._ref, weakref.ref)
+
     def release(self) -> None:
-        """Refer to the proxy weakly, since its connection is closed."""
+        """Hold the proxy no longer, since its connection is closed."""
         self._held = None
+        if not self.is_weak:
+            self._ref = _nothing
 
     def take_in(self, conn: Any, given: Any) -> None:
         """Hold the proxy of ``conn`` again; ``given`` is what came back in its place.
@@ -90,6 +97,7 @@ class StandIn:
 
     __slots__ = (
         "__weakref__",
+        "_is_closed",
         "pool_baseline",
         "pool_cancel_request",
         "pool_home",
@@ -106,6 +114,7 @@ class StandIn:
             raise TypeError(f"psycopg2.connect was replaced and returned no connection: a {name}")
         self.pool_baseline = self.pool_cancel_request = self.pool_home = None
         self.pool_pid = os.getpid()
+        self._is_closed = False
         self.pool_proxy = _LentForeign(foreign)
 
     @property
@@ -165,8 +174,9 @@ class StandIn:
         return tells and self._transaction_status() != ext.TRANSACTION_STATUS_IDLE
 
     def close(self) -> None:
-        """Close it."""
-        if self._foreign is not None and not self.is_inherited():
+        """Close it, once; in a forked child that inherited it, do nothing."""
+        if not self._is_closed and self._foreign is not None and not self.is_inherited():
+            self._is_closed = True
             self._foreign.close()
 
 
@@ -193,6 +203,10 @@ class _LentForeign(LentProxy):
         if foreign is not None:  # else it was closed while it was lent
             self._hold(foreign)
         _lent.pop(stand_in, None)
+
+
+def _nothing() -> None:
+    return None
 
 
 def _reference(item: Any, callback: Callable[[Any], object] | None = None) -> Callable[[], Any]:
@@ -224,20 +238,21 @@ def real_connection(lent: Any) -> Any:
 
 
 def lent_instead(conn: Any) -> Any:
-    """Return what is lent, or is to be lent, in place of a connection; often that itself."""
-    proxy = None if conn.pool_proxy is None else conn.pool_proxy.current()
-    return conn if proxy is None else proxy
+    """Return what is lent in place of a connection, for weak references: else that itself."""
+    proxy: LentProxy | None = conn.pool_proxy
+    lent = proxy.current() if proxy is not None and proxy.is_weak else None
+    return conn if lent is None else lent
 
 
-def find_record(lent: Any, records: Iterable[Any]) -> Any:
-    """Return the record of what was lent, None if it is not among ``records``.
+def find_record(lent: Any, records: set[Any]) -> Any:
+    """Return the record of what was lent; None if it has none and is not among ``records``.
 
-    A mock, or a proxy that forwards no attributes, is looked for.
+    It is looked for there if it is a mock, or a proxy that forwards no attributes.
     """
     record = getattr(lent, "pool_record", None)
     if isinstance(record, weakref.ref):
         return record
-    for record in records if lent is not None else ():
+    for record in records.copy() if lent is not None else ():
         conn = record()
         if conn is not None and conn.pool_proxy is not None and conn.pool_proxy.current() is lent:
             return record
