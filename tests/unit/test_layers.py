@@ -29,6 +29,7 @@ LAYERS = [
         "libpq",
         "loans",
         "observers",
+        "proxies",
         "sockets",
         "steps",
         "targets",
