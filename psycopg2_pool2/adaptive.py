@@ -16,6 +16,7 @@ import threading
 from collections import deque
 from typing import Any
 
+from .hidden import HiddenDict
 from .log import logger
 from .pool import ConnectionPool
 from .store import Store
@@ -278,7 +279,9 @@ class AdaptiveConnectionPool(ConnectionPool):
 
     def __init__(self, *args: Any, target_utilization: float = 0.7, **kwargs: Any) -> None:
         self._target_utilization = _share("target_utilization", target_utilization)
-        super().__init__(*args, **kwargs)
+        arguments = HiddenDict(kwargs)
+        del kwargs  # so that no traceback shows it
+        super().__init__(*args, **arguments)
 
     def _build(self, minconn: int, maxconn: float) -> None:
         super()._build(minconn, maxconn)

@@ -12,6 +12,7 @@ from psycopg2 import extensions as ext
 
 from .failure_kinds import FailureKind
 from .failures import call_back, mark
+from .hidden import HiddenDict, hidden, hidden_text
 from .targets import effective
 from .text import in_one_line, printable_lines
 
@@ -36,7 +37,8 @@ class ConnectArguments:
         kwargs: Mapping[str, Any],
         connect_params: Callable[[], Mapping[str, Any]] | None,
     ) -> None:
-        self._kwargs = dict(kwargs)
+        kwargs = hidden(kwargs)
+        self._kwargs = HiddenDict(kwargs)
         self._connect_params = connect_params
         self.connection_factory = self._kwargs.pop("connection_factory", None)
         for name in ("connection_factory", "cursor_factory"):
@@ -64,7 +66,7 @@ class ConnectArguments:
         given = self._ask_connect_params()
         if not given.keys().isdisjoint(("dsn", "host", "hostaddr", "service")):
             where = {}
-        kwargs = {**self._kwargs, **where, **given}
+        kwargs = HiddenDict({**self._kwargs, **where, **given})
         parameters = parse(kwargs)
         if given:
             self._remember(parameters)
@@ -75,7 +77,8 @@ class ConnectArguments:
             return {}
         given = call_back(self._connect_params)  # a token service has its bad moments
         try:
-            return _checked_parameters(given)
+            given = _checked_parameters(given)
+            return hidden(given)
         except TypeError as error:
             mark(error, FailureKind.MISTAKE)
             raise
@@ -126,10 +129,10 @@ def _checked_parameters(given: Any) -> Mapping[str, Any]:
 
 def parse(kwargs: Mapping[str, Any]) -> Parameters:
     """Return libpq's parameters as dsn and keywords give them."""
-    dsn = "" if kwargs.get("dsn") is None else kwargs["dsn"]
+    dsn = "" if kwargs.get("dsn") is None else hidden_text(kwargs["dsn"])
     if not isinstance(dsn, (str, bytes)):
         raise TypeError(f"dsn must be a str, not {type(dsn).__name__}")
-    keywords = {k: v for k, v in kwargs.items() if k not in _OWN and v is not None}
+    keywords = HiddenDict((k, v) for k, v in kwargs.items() if k not in _OWN and v is not None)
     if "database" in keywords:
         if "dbname" in keywords:
             raise TypeError("database and dbname are the same: only one may be given")
@@ -148,7 +151,7 @@ def _parsed(dsn: Any, keywords: Mapping[str, Any]) -> Parameters | str:
         made = ext.make_dsn(dsn, **keywords)
         if "\0" in str(dsn) or "\0" in str(made):  # which libpq would take for the end
             return "the dsn or a keyword holds a zero byte"
-        return dict(ext.parse_dsn(made))
+        return hidden(ext.parse_dsn(made))
     except psycopg2.ProgrammingError as error:
         return _without_quotes(str(error), keywords)
     except UnicodeError:

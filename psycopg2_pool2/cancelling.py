@@ -117,7 +117,7 @@ class _PlainRequest:
     __slots__ = ("_packet", "_pid", "_place")
 
     def __init__(self, conn: Any, packet: bytes) -> None:
-        self._place = place_of(conn.fileno(), conn.info.host, conn.info.port)
+        self._place = place_of(conn, conn.info.host, conn.info.port)
         self._packet = packet
         self._pid = os.getpid()
 

@@ -13,6 +13,7 @@ from .failures import SilenceError, WrongRoleError, is_interruption, mark, silen
 from .guards import Guard, LocalGuard
 from .log import logger
 from .monitor import Monitor
+from .sockets import owns_socket
 from .stats import Counters
 from .store import Record
 from .waits import keeps_limits
@@ -72,7 +73,11 @@ class Care:
         """Tell whether a connection is closed, by a probe if it seems so or if that is wanted."""
         record: Record = conn.pool_record
         seems_lost, record.hung_up = record.hung_up, False  # before the probe, which may be outrun
-        return bool(conn.closed) or ((seems_lost or probe) and not self._connector.probe(conn))
+        if conn.closed:
+            return True
+        if seems_lost or probe:
+            return not self._connector.probe(conn)
+        return not owns_socket(conn)  # it is about to be written to
 
     def prepare(self, conn: Connection) -> None:
         """Make a new connection ready for use; raises what ``configure`` raises."""

@@ -17,6 +17,7 @@ from . import checks
 from .arguments import ConnectArguments
 from .breaker import CircuitBreaker
 from .connector import DEFAULTS
+from .hidden import HiddenDict, hidden, hidden_text
 from .options import PoolOptions
 from .pool import ConnectionPool
 from .targets import DEFAULT_PORT, SESSION_VARIABLES, all_effective, read_targets
@@ -71,9 +72,9 @@ def read_configuration(config: Config) -> Configuration:
     Raises what :class:`~psycopg2_pool2.ConnectionPool` would raise, and
     TypeError or ValueError naming the argument that has no canonical form.
     """
-    given = _arguments(config)
+    given = hidden(_arguments(config))
     options = _options(given)
-    objects, keywords = _connect_arguments(given)
+    objects, keywords = map(HiddenDict, _connect_arguments(given))
     dsn = given.get("dsn") or ""
     if isinstance(dsn, str):
         _sendable("dsn", dsn)
@@ -84,9 +85,9 @@ def read_configuration(config: Config) -> Configuration:
     marks.add("object", objects)
     marks.add("parameter", _comparable(parameters))
     marks.add("session", {name: os.environ.get(name) for name in SESSION_VARIABLES})
-    arguments = {**options, **objects, **keywords, "dsn": dsn}
+    arguments = HiddenDict({**options, **objects, **keywords, "dsn": dsn})
     if options["connect_params"] is None:
-        arguments["dsn"] = _frozen(parameters, keywords)
+        arguments["dsn"] = hidden_text(_frozen(parameters, keywords))
         arguments.pop("service", None)  # all that it said is in the dsn
     # Else the dsn and the environment are read at every connect, since what is
     # called there may replace them.

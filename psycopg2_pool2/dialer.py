@@ -139,10 +139,12 @@ class Dialer:
     def _report(self, tried: dict[Choice, BaseException]) -> None:
         failed = {endpoint: error for (endpoint, _), error in tried.items()}
         for endpoint in self._endpoints.failures_to_report(failed):
+            kind = classify(failed[endpoint])
             logger.warning(
-                "pool %r: cannot connect to %s, others serve: %s",
+                "pool %r: cannot connect to %s (%s), others serve: %s",
                 self._name,
                 endpoint,
+                "unknown" if kind is None else kind.label,
                 self._connector.tell(failed[endpoint]),
             )
 

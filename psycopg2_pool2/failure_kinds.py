@@ -30,6 +30,12 @@ class FailureKind(enum.Enum):
     CALLBACK = "a callback of the program raised"
     MISTAKE = "libpq cannot use what it was given"
 
+    @property
+    def label(self) -> str:
+        """Return what it is called in logs, commands and the documentation."""
+        words = self.name.lower().replace("_", " ")
+        return {"login": "refused login", "role": "wrong role"}.get(words, words)
+
 
 # Compiled at their first use.  What stands between double quotes is gone before they are
 # compared: it is a name or a value, which may say anything.

@@ -68,10 +68,7 @@ def classify(error: BaseException) -> FailureKind | None:
 
 def mark(error: BaseException, kind: FailureKind) -> None:
     """Note on an error what it means, where its text does not tell."""
-    try:
-        error.pool_failure_kind = kind  # type: ignore[attr-defined]
-    except AttributeError:
-        pass  # of a class with slots
+    object.__setattr__(error, "pool_failure_kind", kind)  # its own may refuse
 
 
 def is_interruption(error: BaseException) -> bool:

@@ -18,7 +18,8 @@ import psycopg2
 from psycopg2 import extensions as ext
 
 from .connector import Connection
-from .sockets import shut_down, twin_socket
+from .descriptors import SHORTAGE
+from .sockets import shut_down, socket_of
 from .timing import monotonic
 from .waits import Limit, WaitCallback, keeps_limits
 
@@ -47,6 +48,8 @@ class SocketGuard:
        have it.
     3. If it was the enforcer, it shuts the socket down and then opens the gate,
        for which the thread waits.  So the connection is not closed in between.
+       While no descriptor is left for that it enters the guard again, and tries
+       again at its next look.
        The descriptor is asked for only then: if libpq has closed it upon an
        error, its number may be another connection's by now.
 
@@ -135,10 +138,25 @@ class Guards:
         with contextlib.suppress(KeyError):  # else its thread was faster
             self._guarded.remove(guard.ref)
             try:
-                with contextlib.suppress(OSError, psycopg2.Error):
-                    shut_down(guard.conn.fileno())
+                if not _is_shut_down(guard.conn):
+                    # The thread still waits for its answer.  If it has lifted the guard
+                    # meanwhile, the connection is given up, and the guard goes with its frame.
+                    self._guarded.add(guard.ref)
             finally:
                 guard.gate.release()
+
+
+def _is_shut_down(conn: Connection) -> bool:
+    """Shut a socket down; return False if that has to be tried again, for want of a descriptor."""
+    try:
+        shut_down(conn)
+    except ImportError:  # no descriptor is left to read the module that knows sockets
+        return False
+    except OSError as error:
+        return error.errno not in SHORTAGE
+    except psycopg2.Error:
+        pass  # it is closed
+    return True
 
 
 def _nothing() -> None:
@@ -204,8 +222,8 @@ def _exchange_user_timeout(conn: Connection, milliseconds: int) -> int | None:
     option = getattr(socket, "TCP_USER_TIMEOUT", None)
     if option is None or conn.closed:  # not Linux
         return None
-    with contextlib.suppress(OSError), twin_socket(conn.fileno()) as twin:  # or a Unix socket
-        before = twin.getsockopt(socket.IPPROTO_TCP, option)
-        twin.setsockopt(socket.IPPROTO_TCP, option, milliseconds)
+    with contextlib.suppress(OSError), socket_of(conn) as sock:  # or a Unix socket
+        before = sock.getsockopt(socket.IPPROTO_TCP, option)
+        sock.setsockopt(socket.IPPROTO_TCP, option, milliseconds)
         return before
     return None

@@ -13,6 +13,7 @@ from . import checks
 from .configuration import Config, Configuration, read_configuration
 from .errors import PoolError
 from .failures import copy_error, is_interruption
+from .hidden import hidden_config
 from .log import logger
 from .pool import ConnectionPool
 from .processes import process_lock
@@ -124,6 +125,7 @@ class PoolManager:
         for what has no canonical form; then nothing is kept.
         """
         self._notice_fork()
+        config = hidden_config(config)
         configuration = read_configuration(config)
         after = next(self._sequence) if force_reload else 0
         pool = self._find(configuration.key, after)
@@ -300,4 +302,5 @@ def get_pool(config: Config, force_reload: bool = False) -> ConnectionPool:
 
     See :meth:`PoolManager.get_pool`.
     """
+    config = hidden_config(config)
     return default_manager.get_pool(config, force_reload)

@@ -16,9 +16,11 @@ import os
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from .descriptors import Identity, identity
 from .guards import Guards
 from .log import Seldom, logger
 from .processes import process_lock
@@ -73,7 +75,8 @@ class Monitor:
         self._sequence = itertools.count()
         self._wakes_at = 0.0
         self._relief_due = 0.0
-        self._watched: dict[int, Callable[[], object]] = {}
+        self._watched: dict[int, tuple[Identity | None, Callable[[], object]]] = {}
+        self._doubts: deque[Callable[[], object]] = deque()  # to be called, as after a hang-up
         self._failure = Seldom(20.0)
         self.guards = Guards(self._look)
 
@@ -95,13 +98,13 @@ class Monitor:
         with self._lock:
             self._clients.pop(weakref.ref(client), None)
             self._set_base_locked()
-        self._sleeper.wake()
+        self._wake()
 
     def _forget(self, ref: weakref.ref[Any]) -> None:
         with self._lock:
             self._clients.pop(ref, None)
             self._set_base_locked()
-        self._sleeper.wake()
+        self._wake()
 
     def _set_base_locked(self) -> None:
         self.workers.base = max([BASE, *self._clients.values()])
@@ -127,7 +130,7 @@ class Monitor:
 
     def _notice_crowd(self) -> None:
         if self.workers.crowded:
-            self._sleeper.wake()  # to look whether the workers are stuck
+            self._wake()  # to look whether the workers are stuck
 
     def call_later(self, seconds: float, method: Callable[[], object]) -> Timer:
         """Have a bound method called by a worker in ``seconds``, an hour at most."""
@@ -139,7 +142,7 @@ class Monitor:
         if needed:
             self._ensure_running()
         if early:
-            self._sleeper.wake()
+            self._wake()
         return timer
 
     @property
@@ -154,12 +157,13 @@ class Monitor:
         return thread is not None and thread.is_alive()
 
     def watch(self, fd: int, on_hangup: Callable[[], object]) -> None:
-        """Call ``on_hangup`` in the monitor's thread when the peer may have closed the socket.
+        """Call ``on_hangup``, mostly in the monitor's thread, when the socket may be closed.
 
-        It must neither block nor hold what it is about strongly.
+        By its peer, or by a program that closes what it did not open.  It must
+        neither block nor hold what it is about strongly.
         """
-        self._watched[fd] = on_hangup
-        self._sleeper.watch(fd)
+        self._watched[fd] = identity(fd), on_hangup
+        self._own_sleeper().watch(fd)
 
     @property
     def is_outdated(self) -> bool:
@@ -169,12 +173,65 @@ class Monitor:
     def unwatch(self, fd: int) -> None:
         """Forget the socket; call before it is closed."""
         self._watched.pop(fd, None)
-        self._sleeper.unwatch(fd)
+        sleeper = self._sleeper
+        if sleeper.is_whole():
+            sleeper.unwatch(fd)
 
     def _look(self) -> bool:
         runs = self._ensure_running()
-        self._sleeper.wake()
+        self._wake()
         return runs
+
+    # -- descriptors that the program closed ---------------------------------
+
+    def _wake(self) -> None:
+        sleeper = self._sleeper
+        if not sleeper.wake():
+            self._renew(sleeper).wake()
+
+    def _own_sleeper(self) -> Sleeper:
+        """Return the sleeper, or a new one if its descriptors are not its own any more."""
+        sleeper = self._sleeper
+        return sleeper if sleeper.is_whole() else self._renew(sleeper)
+
+    def _renew(self, lost: Sleeper) -> Sleeper:
+        """Go on with new descriptors, and doubt every socket, since somebody closes them."""
+        if self.pid != os.getpid():
+            return QueueSleeper()  # the child of a fork that has not been noticed yet
+        with self._lock:
+            if self._sleeper is not lost:
+                return self._sleeper
+            sleeper = make_sleeper()
+            try:
+                self._watch_again_locked(sleeper)
+            except BaseException:
+                sleeper.close()
+                raise
+            self._sleeper = sleeper
+            if self._thread is not threading.current_thread():
+                self._thread = None  # nothing is sure to end its sleep in the lost one
+            served = bool(self._clients)
+        lost.close()
+        if served:
+            self._ensure_running()
+        self._tell_doubts()
+        return sleeper
+
+    def _watch_again_locked(self, sleeper: Sleeper) -> None:
+        for fd, (own, on_hangup) in list(self._watched.items()):
+            self._doubts.append(on_hangup)
+            if own is not None and identity(fd) == own:
+                sleeper.watch(fd)
+            else:
+                del self._watched[fd]
+
+    def _tell_doubts(self) -> None:
+        while self._doubts:
+            try:
+                on_hangup = self._doubts.popleft()
+            except IndexError:
+                break  # another thread tells the last one
+            on_hangup()
 
     def abandon(self) -> None:
         """Do nothing any more and give the descriptors up.
@@ -217,7 +274,7 @@ class Monitor:
         if self._thread is None or self._abandoned:
             self.workers.stop()
         else:
-            self._sleeper.wake()  # it may have been the other that was to wake up
+            self._wake()  # it may have been the other that was to wake up
 
     def _is_on_duty(self) -> bool:
         """Tell whether this thread is the one that serves.
@@ -248,10 +305,16 @@ class Monitor:
         return False
 
     def _run_once(self) -> None:
-        for fd in self._sleeper.sleep(self._pause()):
+        sleeper = self._own_sleeper()
+        hung_up = sleeper.sleep(self._pause())
+        if sleeper is not self._sleeper:
+            self._ensure_running()  # another thread has replaced it, and this one too
+            return
+        self._tell_doubts()  # of which a thread was interrupted
+        for fd in hung_up:
             # Not taken out: a descriptor shared with a forked child can report
             # for its predecessor, so that the pool may find it alive.
-            on_hangup = self._watched.get(fd)
+            _, on_hangup = self._watched.get(fd, (None, None))
             if on_hangup is not None:
                 on_hangup()
         with self._lock:

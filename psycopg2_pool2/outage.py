@@ -94,4 +94,11 @@ class Outage:
             if warns:
                 self._silent_until = now + LONG_ENOUGH
         level = logging.WARNING if warns else logging.DEBUG
-        logger.log(level, "pool %r: cannot connect: %s", self._name, self._tell(kept))
+        kind = classify(kept)
+        logger.log(
+            level,
+            "pool %r: cannot connect (%s): %s",
+            self._name,
+            "unknown" if kind is None else kind.label,
+            self._tell(kept),
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import itertools
 import math
 import os
@@ -22,18 +23,20 @@ from .blocks import LoanBlock, TransactionBlock
 from .breaker import CircuitBreaker
 from .care import Care
 from .connection import Tracked
-from .connector import Connection, Connector, Reset, Test
+from .connector import Borrowed, Connection, Connector, Reset, Test
 from .desk import Desk, MakeWaiter
 from .endpoints import Endpoints
 from .errors import PoolClosed, PoolError
 from .failures import says_lost
+from .hidden import hidden
 from .monitor import Monitor, get_monitor
 from .observers import Observer, Observers
 from .options import PoolOptions
 from .processes import NO_MARK, ThisProcess, process_lock
+from .proxies import lent_instead, real_connection
 from .report import Report
 from .resolver import Resolver
-from .sockets import cut_off
+from .sockets import cut_off, owns_socket
 from .stats import Counters
 from .steps import Steps
 from .store import Record, Store
@@ -162,6 +165,8 @@ class ConnectionPool:
         name: str | None = None,
         **connect_kwargs: Any,
     ) -> None:
+        self.connect_kwargs = connect_kwargs
+        del connect_kwargs  # so that no traceback shows it: see hidden
         sizes = checks.sizes(minconn, maxconn)
         self._options = PoolOptions(
             idle_timeout=idle_timeout,
@@ -187,17 +192,18 @@ class ConnectionPool:
             name=name,
         ).checked()
         self._connector = Connector(
-            connect_kwargs,
+            hidden(self.connect_kwargs),
             connect_params=checks.function("connect_params", connect_params, None),
             configure=configure,
             test=test_on_borrow,
             reset=reset,
             home=weakref.ref(self) if close_returns else None,
+            on_proxy=functools.partial(_lend_proxies, weakref.ref(self)),
         )
-        connect_kwargs.setdefault("dsn", "")
+        self._lends_proxies = False
+        self.connect_kwargs.setdefault("dsn", "")
         if "connect_timeout" not in self._connector.parameters:
-            connect_kwargs.setdefault("connect_timeout", 5)
-        self.connect_kwargs = connect_kwargs
+            self.connect_kwargs.setdefault("connect_timeout", 5)
         self.name = name or f"pool-{next(_numbers)}"
         self._observers = Observers(self.name)
         self._build_here(*sizes)
@@ -286,10 +292,12 @@ class ConnectionPool:
             and self._desk.watched
             and not self._options.tracks_loans
             and not observed
+            and not self._lends_proxies
         )
         # Empty in a child, however it was forked, until the pool is its own.
         self._lends_untested = self._process.mark if lends_untested else NO_MARK
-        self._give_back = self._give_back_observed if observed else self._store.give_back
+        at_desk = observed or self._lends_proxies
+        self._give_back = self._give_back_at_desk if at_desk else self._store.give_back
 
     def _open(self, in_background: bool) -> None:
         """Begin to keep ``minconn`` open; unless in the background, open them here or raise."""
@@ -331,7 +339,7 @@ class ConnectionPool:
 
     def getconn(
         self, key: Hashable | None = None, *, timeout: float | None = POOL_DEFAULT
-    ) -> Connection:
+    ) -> Borrowed:
         """Borrow a connection; give it back with :meth:`putconn`.
 
         ``timeout`` overrides the pool's for this call: seconds, 0 to raise at
@@ -355,10 +363,10 @@ class ConnectionPool:
                     store.low = len(store.idle)
                 # In this order: see _after_fork_in_child.
                 if self._lends_untested[0] and not record.attention:
-                    return conn
+                    return conn  # type: ignore[no-any-return]  # a cast would take time
             except IndexError:
                 pass  # none is idle
-        return self._getconn(conn, key, timeout)
+        return self._getconn(conn, key, timeout)  # type: ignore[no-any-return]
 
     def _getconn(self, conn: Connection | None, key: Hashable | None, timeout: Any) -> Connection:
         if self._notice_fork():
@@ -402,7 +410,7 @@ class ConnectionPool:
             record = conn.pool_record
             self._claim(record)
         except (AttributeError, KeyError):
-            self._refuse(conn)
+            self._putconn_by_proxy(conn, close)
             return
         # The driver is asked here and not in the connector, whose call would be
         # a tenth of the idle cycle.
@@ -420,18 +428,40 @@ class ConnectionPool:
             if leftovers:
                 self._supply.close_all(leftovers)
 
-    def _give_back_observed(self, conn: Connection, record: Record) -> Sequence[Connection]:
+    def _give_back_at_desk(self, conn: Connection, record: Record) -> Sequence[Connection]:
         if self._notice_fork():
             return ()  # a loan of the parent's
         return self._desk.give_back(conn, record)
 
-    def _returns_at_once(self, conn: Any) -> bool:
+    def _putconn_by_proxy(self, lent: Any, close: bool) -> None:
+        """Take back what does not lead to its record, such as a mock; raise if it is not in use."""
+        record = self._claim_proxy(lent)
+        if record is not None and not self._notice_fork():
+            self._desk.take_back(lent, record, close)
+
+    def _claim_proxy(self, lent: Any) -> Record | None:
+        """Claim what does not lead to its record; None if this process only inherited it."""
+        record = None if _leads_to_record(lent) else self._desk.find_record(lent)
+        if record is not None:
+            with contextlib.suppress(KeyError):  # another thread was faster
+                self._claim(record)
+                return record
+        self._refuse(lent)
+        return None
+
+    def _returns_at_once(self, lent: Any) -> bool:
         """Tell whether giving it back needs neither the network nor the program's callbacks."""
-        return not hasattr(conn, "pool_record") or not (
-            self._decides_at_return
-            or conn.pool_record.attention
-            or conn.get_transaction_status()
-            or conn.status != STATUS_READY
+        record = self._desk.find_record(lent)
+        conn = None if record is None else record()
+        return (
+            record is None
+            or conn is None
+            or not (
+                self._decides_at_return
+                or record.attention
+                or conn.get_transaction_status()
+                or conn.status != STATUS_READY
+            )
         )
 
     def _interrupt(self, conn: Connection, twin: socket.socket) -> None:
@@ -439,8 +469,12 @@ class ConnectionPool:
         self._connector.interrupt(conn, twin, self._options.test_timeout)
 
     def _refuse(self, conn: Any) -> None:
-        """Raise for a connection that is not in use, unless this process only inherited it."""
-        if not _is_inherited(conn):
+        """Raise for a connection that is not in use, unless it is no fault of the borrower's.
+
+        This process may only have inherited it, or the pool has struck it out,
+        since its descriptor was closed.
+        """
+        if not _is_inherited(conn) and owns_socket(conn):
             raise self._desk.refuse(conn)
 
     def conn(self, timeout: float | None = POOL_DEFAULT) -> LoanBlock:
@@ -459,7 +493,7 @@ class ConnectionPool:
         self, conn: Connection, uses: int, since: float, error: BaseException | None
     ) -> None:
         """Return the connection of a ``with`` block, unless it was detached or inherited."""
-        record: Record = conn.pool_record
+        record: Any = getattr(conn, "pool_record", None)
         if _is_inherited(conn):
             return
         self._counters.add("usage_ms", (self._clock() - since) * 1000)
@@ -470,8 +504,15 @@ class ConnectionPool:
             self.putconn(conn, close=lost)
             if lost:
                 self._upkeep.suspect_all()
+        elif not isinstance(record, Record):
+            self._end_block_of_proxy(conn)
         elif record in self._store.all_records() and error is None:
             raise PoolError(f"a connection of pool {self.name!r} was returned inside its block")
+
+    def _end_block_of_proxy(self, lent: Any) -> None:
+        """Return what does not lead to its record, unless it was detached."""
+        if self._desk.find_record(lent) is not None:
+            self.putconn(lent)
 
     def _take_back(self, conn: Connection) -> bool:
         """Serve ``conn.close()`` under ``close_returns``; False if it is to be closed really."""
@@ -482,19 +523,21 @@ class ConnectionPool:
         self.putconn(conn)
         return True
 
-    def detach(self, conn: Connection) -> Connection:
+    def detach(self, conn: Connection) -> Borrowed:
         """Take a borrowed connection out of the pool for good, and return it.
 
-        Its slot is free at once; closing it is the caller's business.  Raises
+        Its slot is free at once; closing it is the caller's business.  What is
+        returned is what was given: a tracer's proxy if that was lent.  Raises
         :class:`PoolError` if it is not in use.
         """
         try:
-            self._claim(conn.pool_record)
+            record = conn.pool_record
+            self._claim(record)
         except (AttributeError, KeyError):
-            self._refuse(conn)
-        else:
-            self._desk.detach(conn, conn.pool_record)
-        return conn
+            record = self._claim_proxy(conn)
+        if record is not None:
+            self._desk.detach(conn, record)
+        return conn  # type: ignore[no-any-return]
 
     # -- the whole pool ----------------------------------------------------
 
@@ -676,10 +719,10 @@ class ConnectionPool:
         return None
 
     @property
-    def connections_in_use(self) -> weakref.WeakSet[Connection]:
+    def connections_in_use(self) -> weakref.WeakSet[Borrowed]:
         """The connections in use at this moment."""
         conns = (record() for record in self._store.lent.copy())
-        return weakref.WeakSet(conn for conn in conns if conn is not None)
+        return weakref.WeakSet(lent_instead(conn) for conn in conns if conn is not None)
 
     def stats(self) -> PoolStats:
         """Return how many are in use and how many are idle."""
@@ -706,7 +749,9 @@ class ConnectionPool:
         return self._supply.endpoints()
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._report.describe()}>"
+        report: Report | None = getattr(self, "_report", None)
+        told = "that could not be made" if report is None else report.describe()
+        return f"<{type(self).__name__} {told}>"
 
     # -- helpers -----------------------------------------------------------
 
@@ -769,7 +814,7 @@ class ConnectionPool:
             record.attention = True
             conn: Connection = record()
             with contextlib.suppress(Exception):
-                cut_off(conn.fileno())
+                cut_off(conn)
         self._observers = self._observers.in_child()
         self._rebuild()
 
@@ -785,8 +830,22 @@ def from_environment(overrides: Mapping[str, Any]) -> dict[str, Any]:
     return {"dsn": url, **overrides} if url else dict(overrides)
 
 
-def _is_inherited(conn: Any) -> bool:
+def _is_inherited(lent: Any) -> bool:
+    conn = lent if isinstance(lent, Tracked) else real_connection(lent)
     return isinstance(conn, Tracked) and conn.is_inherited()
+
+
+def _leads_to_record(lent: Any) -> bool:
+    return isinstance(getattr(lent, "pool_record", None), Record)
+
+
+def _lend_proxies(ref: weakref.ref[ConnectionPool]) -> None:
+    """Have a pool's loans and returns go by the desk from now on, which knows of proxies."""
+    pool = ref()
+    if pool is not None:
+        with pool._observers.lock:
+            pool._lends_proxies = True
+            pool._choose_path()
 
 
 def _close_all_pools() -> None:

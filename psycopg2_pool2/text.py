@@ -33,8 +33,15 @@ def printable_lines(text: str) -> str:
     """Return a text :func:`printable` line by line; all lines but the first are indented.
 
     For exceptions: where one is logged or printed, no line of it looks like one of the log's.
+    libpq's own hints begin with a tab, and stay as they are.
     """
-    return "\n    ".join(printable(line.strip()) for line in text.strip().split("\n"))
+    first, *others = text.strip().split("\n")
+    return "\n".join([printable(first.strip()), *map(_indented, others)])
+
+
+def _indented(line: str) -> str:
+    indent = "\t" if line.startswith("\t") else "    "
+    return indent + printable(line.strip())
 
 
 def _escaped(match: re.Match[str]) -> str:

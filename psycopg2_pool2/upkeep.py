@@ -7,6 +7,7 @@ puts it back; so it may be called by a timer, by a worker, or from outside
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import threading
@@ -22,6 +23,7 @@ from .failures import SilenceError, WrongRoleError
 from .log import logger
 from .monitor import Monitor, Timer
 from .options import PoolOptions
+from .sockets import owns_socket
 from .stats import Counters
 from .store import Record, Store
 from .supply import Supply
@@ -194,20 +196,26 @@ class Upkeep:
             if sooner and self._duties:
                 self._schedule()
         self.balance_soon()  # it may not be where it is needed most
-        if self._monitor is not None:
-            self._monitor.watch(
-                conn.fileno(), functools.partial(_hung_up, weakref.ref(self), record)
-            )
+        fd = -1 if self._monitor is None else conn.fileno()
+        if self._monitor is not None and fd >= 0:  # a mock has none
+            self._monitor.watch(fd, functools.partial(_hung_up, weakref.ref(self), record))
 
     def examine(self, record: Record) -> None:
         """Look whether a connection whose server hung up, as it seems, is dead; replace it then.
 
-        One in use is looked at when it comes back.
+        One in use is looked at when it comes back; unless its descriptor was
+        closed by somebody else, so that it must not be freed when it is dropped.
         """
         conn = record()
-        if conn is None or not self._store.withdraw(conn):
+        if conn is None:
             return
-        self._keep_if_good(conn, test=False)
+        if self._store.withdraw(conn):
+            self._keep_if_good(conn, test=False)
+        elif not owns_socket(conn):
+            with contextlib.suppress(KeyError):  # else it has just come back
+                self._store.claim(record)
+                self._counters.add("connections_lost")
+                self._supply.discard(conn)
 
     def sweep(self) -> None:
         """Probe all idle connections."""

@@ -136,9 +136,10 @@ class Workers:
                 with self._lock:
                     self._threads.discard(thread)
             if not isinstance(error, CANNOT_START):
-                # What interrupts threading at the wrong moment is followed by a KeyError of its own.
-                hidden = error.__context__ if isinstance(error, KeyError) else None
-                raise hidden or error
+                if isinstance(error, KeyError) and error.__context__ is not None:
+                    # threading's own, after what has interrupted it at the wrong moment.
+                    raise error.__context__ from None
+                raise
             warn_of_shortage(error)
             return False
         return True

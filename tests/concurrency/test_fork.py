@@ -495,6 +495,6 @@ def test_programs_inherit_nothing_of_the_pool(make_any_pool: MakePool, how: str)
         opener.result(timeout=30)
     for names in inherited:
         assert not names & sockets
-        assert not {name for name in names if "eventpoll" in name or "eventfd" in name}
+        assert not {name for name in names if "eventpoll" in name}
     give_back(pool, conns)
     assert_whole(pool)

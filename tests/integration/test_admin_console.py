@@ -44,7 +44,7 @@ def test_works_in_autocommit_with_a_test_that_it_knows(
         for _ in range(3):
             with pool.conn() as conn, conn.cursor() as cursor:
                 cursor.execute("SHOW POOLS")
-                assert "database" in [column.name for column in cursor.description]
+                assert "database" in [column.name for column in cursor.description or ()]
         assert pool.check() == 0
         assert pool.stats().idle == 1
         stats = pool.get_stats()
@@ -68,7 +68,7 @@ def test_keeps_its_connections_through_health_checks(bouncer: PgBouncer) -> None
         tested.append(id(conn))
         show_version(conn)
 
-    settings = {"configure": in_autocommit, "test_on_borrow": show_and_count}
+    settings: dict[str, Any] = {"configure": in_autocommit, "test_on_borrow": show_and_count}
     params = {**bouncer.params, "dbname": "pgbouncer"}
     with ConnectionPool(2, 4, health_check_interval=0.1, **settings, **params) as pool:
         pool.wait()

@@ -159,7 +159,7 @@ class TestPassword:
     def test_is_no_argument_of_any_program(
         self, started: list[str], make_server: MakeServer, pgbouncer: MakePgBouncer
     ) -> None:
-        make_cluster(binary("initdb"), new_process_folder() / "data")
+        make_cluster(binary("initdb"), data=new_process_folder() / "data")
         primary = make_server()
         with primary.replica("127.0.0.2"):
             pgbouncer(primary)
@@ -171,7 +171,7 @@ class TestPassword:
 
     def test_of_initdb_is_removed(self) -> None:
         folder = new_process_folder()
-        make_cluster(binary("initdb"), folder / "data")
+        make_cluster(binary("initdb"), data=folder / "data")
         assert [path.name for path in folder.iterdir()] == ["data"]
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 

@@ -231,7 +231,7 @@ class TestTheOnlyServer:
         assert {type(error) for error in errors} == {psycopg2.OperationalError}
         assert all(text_of(reply) in str(error) for error in errors)
 
-    @EACH_REFUSAL
+    @SOME_REFUSALS
     def test_is_left_alone_though_minconn_are_missing(
         self, rude: RudeServer, make_pool: MakePool, reply: Reply
     ) -> None:
@@ -247,7 +247,7 @@ class TestTheOnlyServer:
         before = rude.logins
         assert before <= 6
         pool.reap_idle_connections()
-        with pytest.raises(psycopg2.OperationalError, match=r"FATAL|致命错误"):
+        with pytest.raises(psycopg2.OperationalError, match="FATAL"):
             pool.getconn(timeout=10)
         assert rude.logins == before
 
@@ -286,7 +286,7 @@ class TestTheOnlyServer:
         assert PASSWORD not in caplog.text
 
 
-@EACH_REFUSAL
+@SOME_REFUSALS
 @pytest.mark.usefixtures("quick_retries")
 def test_a_refusal_is_over_when_the_server_accepts(
     rude: RudeServer, make_pool: MakePool, reply: Reply, monkeypatch: pytest.MonkeyPatch
@@ -439,7 +439,7 @@ def log_of(server: Server, mark: int) -> str:
 def private() -> Iterator[Server]:
     """Share a server whose roles this module's tests may change."""
     with new_server() as made:
-        made.execute("CREATE ROLE shop LOGIN")
+        made.execute(f"CREATE ROLE shop LOGIN PASSWORD '{made.verifier}'")
         made.execute("CREATE DATABASE shop")
         yield made
 

@@ -193,7 +193,7 @@ def test_nothing_but_holes_is_a_timeout(make_pool: MakePool) -> None:
     with mute_listener() as one, mute_listener() as other:
         pool = make_pool(0, 2, connect_timeout=2, **places(one.port, other.port))
         with pytest.raises(PoolTimeout):
-            pool.getconn(timeout=1.0)
+            pool.getconn(timeout=0.7)
         pool.shutdown()
         wait_until(lambda: not one.attempts() + other.attempts())
 
@@ -339,4 +339,4 @@ def test_a_hung_server_is_cut_when_the_time_to_connect_is_over() -> None:
         with pytest.raises(PoolTimeout):
             pool.getconn(timeout=0.5)
         wait_until(lambda: rude.connections == 0)
-        assert pool.get_stats()["pool_opening"] == 0
+        wait_until(lambda: not pool.get_stats()["pool_opening"])

@@ -97,6 +97,7 @@ class TestWithoutThreads:
                 conn.cursor().execute("SELECT 1")
                 pool.putconn(conn, close=True)
             busy = pool.getconn(timeout=10)
+            busy.autocommit = True  # one statement, and no BEGIN before it
             sleeping = in_thread(ask, busy, "SELECT pg_sleep(60)")
             wait_until(lambda: busy.get_transaction_status() == TRANSACTION_STATUS_ACTIVE)
             pool.putconn(busy)
@@ -205,12 +206,14 @@ def test_limit_of_the_system_is_survived(server: Server, app: str) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NPROC)
 
     def program() -> str:
+        os.environ["PGPASSWORD"] = server.password  # the password file is another user's
         os.setuid(NOBODY)
         resource.setrlimit(resource.RLIMIT_NPROC, (0, most))
         with pytest.raises(RuntimeError):
             threading.Thread(target=int).start()
         logging.getLogger().addHandler(Handler(logging.WARNING))
-        pool = ConnectionPool(2, 3, dsn=server.dsn, application_name=app, timeout=10)
+        params = {**server.params, "password": server.password, "application_name": app}
+        pool = ConnectionPool(2, 3, timeout=10, **params)
         for _ in range(20):
             assert len(set(borrowed_pids(pool, 3))) == 3
             pool.putconn(pool.getconn(), close=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import psycopg2
 import pytest
 
@@ -16,7 +18,12 @@ WORKERS = pytest.mark.parametrize("num_workers", [3, 0], ids=["workers", "no-wor
 @WORKERS
 class TestTimeout:
     def test_is_an_operational_error_where_the_server_is_the_cause(self, num_workers: int) -> None:
-        nowhere = {"host": "127.0.0.1", "port": free_port("127.0.0.1"), "user": "u", "dbname": "d"}
+        nowhere: dict[str, Any] = {
+            "host": "127.0.0.1",
+            "port": free_port("127.0.0.1"),
+            "user": "u",
+            "dbname": "d",
+        }
         with ConnectionPool(0, 2, num_workers=num_workers, **nowhere) as pool:
             with pytest.raises(PoolTimeout, match="refused") as caught:
                 pool.getconn(timeout=0.2)

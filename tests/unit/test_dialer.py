@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg2
@@ -16,6 +17,7 @@ from psycopg2_pool2.endpoints import Endpoint, Endpoints
 from psycopg2_pool2.failure_kinds import FailureKind
 from psycopg2_pool2.failures import classify, mark
 from psycopg2_pool2.resolver import Resolver
+from psycopg2_pool2.silence import CAN_LOOK
 from tests.support.fakes import FakeClock
 
 LOGGER = "psycopg2_pool2"
@@ -27,6 +29,10 @@ NOT_NOW = "FATAL:  the database system is starting up"
 FULL = "FATAL:  sorry, too many clients already"
 ROLE = "session is read-only"
 MISTAKE = 'invalid sslmode value: "maybe"'
+
+
+RUNNING = SimpleNamespace(is_running=True)
+"""A monitor, as far as an attempt asks for it."""
 
 
 class Interrupt(BaseException):
@@ -135,14 +141,22 @@ def all_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dialer, "answers", lambda *place: True)
 
 
-@pytest.fixture(params=[object(), None], ids=["workers", "no-workers"])
+@pytest.fixture(autouse=True)
+def in_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be a worker: what one would do is done by the test's thread."""
+    monkeypatch.setattr(dialer, "is_own_thread", lambda: True)
+
+
+@pytest.fixture(params=[RUNNING, None], ids=["workers", "no-workers"])
 def world(request: pytest.FixtureRequest) -> World:
     return World(monitor=request.param)
 
 
 def callback_error() -> RuntimeError:
     """Return an error that a callback of the program raised."""
-    return RuntimeError("configure")
+    error = RuntimeError("configure")
+    mark(error, FailureKind.CALLBACK)
+    return error
 
 
 class TestSearch:
@@ -346,7 +360,7 @@ class TestBlame:
 
     def test_of_an_interrupted_worker_is_the_endpoint_s(self) -> None:
         """Nobody interrupts a worker: it was a callback."""
-        world = World(monitor=object())
+        world = World(monitor=RUNNING)
         world.fail(SystemExit(3), OK)
         assert isinstance(world.error(), SystemExit)
         assert world.at(1).failures == 1
@@ -395,3 +409,22 @@ class TestLog:
         assert world.dial() == 1
         assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
         assert "connected again" in caplog.text
+
+
+class TestWithoutThreads:
+    """A pool with workers, while none can be started: borrowers connect by themselves."""
+
+    def test_nobody_looks_at_an_attempt(self) -> None:
+        assert World(monitor=RUNNING).dialer.looks == CAN_LOOK
+        assert not World(monitor=SimpleNamespace(is_running=False)).dialer.looks
+
+    def test_an_interrupted_borrower_is_no_endpoint_s_fault(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(dialer, "is_own_thread", lambda: False)
+        world = World(monitor=RUNNING)
+        world.fail(Interrupt())
+        assert isinstance(world.error(), Interrupt)
+        assert world.tried == [1]
+        assert world.failed == 0
+        assert not world.at(1).breaker.failures

@@ -82,10 +82,10 @@ def test_the_descriptor_cannot_be_closed_while_it_is_shut_down(
     """1. The monitor takes the guard out. 2. The thread lifts it. 3. The monitor shuts down."""
     shutting, go_on = threading.Event(), threading.Event()
 
-    def slowly(fd: int) -> None:
+    def slowly(conn: Any) -> None:
         shutting.set()
         assert go_on.wait(10)
-        sockets.shut_down(fd)
+        sockets.shut_down(conn)
 
     monkeypatch.setattr(guards_module, "shut_down", slowly)
 

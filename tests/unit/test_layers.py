@@ -16,7 +16,7 @@ from psycopg2_pool2.store import Store
 FOLDER = Path(psycopg2_pool2.__file__).parent
 # From below: each imports from those above its own line only.
 LAYERS = [
-    {"interruptions", "processes", "threads", "timing"},
+    {"descriptors", "hidden", "interruptions", "processes", "threads", "timing"},
     {"log"},
     {
         "addresses",
@@ -29,6 +29,7 @@ LAYERS = [
         "libpq",
         "loans",
         "observers",
+        "proxies",
         "sockets",
         "steps",
         "targets",
@@ -49,7 +50,7 @@ LAYERS = [
         "silence",
     },
     {"arguments", "cancelling", "dns_exchange", "waits"},
-    {"dns_questions"},
+    {"dns_questions", "system_names"},
     {"dns_query"},
     {"dns_given"},
     {"breaker", "connector", "keyed", "resolver", "stats", "store"},

@@ -7,11 +7,12 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import psycopg2
 import pytest
 
-from psycopg2_pool2 import silence
+from psycopg2_pool2 import silence, sockets
 from psycopg2_pool2.silence import SilenceWatch
 from tests.support.rude_server import Accept, Hang, RudeServer, Send, Wait
 from tests.support.waiting import Running, in_thread, wait_until
@@ -182,7 +183,7 @@ class TestMark:
     ) -> None:
         """1. It is found. 2. Another file gets its number. 3. That is copied."""
         watch, other = make_watch(listener.port, silent), make_watch(listener.port, silent)
-        twin = silence.twin_socket
+        twin = sockets.twin_socket
         with connected(other, listener) as (stranger, _), marked(watch) as client:
             client.connect(("127.0.0.1", listener.port))
 
@@ -265,16 +266,16 @@ class TestEndAttempt:
 
 class TestWithLibpq:
     def attempt(self, watch: SilenceWatch, port: int, **options: str) -> Running[object]:
-        return in_thread(
-            psycopg2.connect,
-            host="127.0.0.1",
-            port=port,
-            user="nobody",
-            dbname="postgres",
-            connect_timeout=30,
-            tcp_user_timeout=watch.mark,
+        params: dict[str, Any] = {
+            "host": "127.0.0.1",
+            "port": port,
+            "user": "nobody",
+            "dbname": "postgres",
+            "connect_timeout": 30,
+            "tcp_user_timeout": watch.mark,
             **options,
-        )
+        }
+        return in_thread(lambda: psycopg2.connect(**params))
 
     def wait_until_found(self, watch: SilenceWatch) -> None:
         def is_found() -> bool:

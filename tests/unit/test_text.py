@@ -71,4 +71,4 @@ def test_lines_become_one() -> None:
 
 def test_lines_that_stay_cannot_be_taken_for_others() -> None:
     assert printable_lines("a\nCRITICAL b\x1b\n\n") == "a\n    CRITICAL b\\x1b"
-    assert printable_lines("a\u2028b\r\n\tc") == "a\\u2028b\n    c"
+    assert printable_lines("a\u2028b\r\n\tc") == "a\\u2028b\n\tc"
