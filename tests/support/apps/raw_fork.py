@@ -188,13 +188,6 @@ def _nothing() -> None:
     pass
 
 
-PREPARE: dict[str, Callable[[ConnectionPool], Callable[[], None]]] = {
-    "return": hold_lock,
-    "borrow at once": end_threads,
-}
-"""What is done before the fork; returns what to do after it."""
-
-
 def run_child(call: Callable[[], object]) -> None:
     status = 1
     try:
@@ -228,6 +221,13 @@ def hold_lock(pool: ConnectionPool) -> Callable[[], None]:
     return release
 
 
+PREPARE: dict[str, Callable[[ConnectionPool], Callable[[], None]]] = {
+    "return": hold_lock,
+    "borrow at once": end_threads,
+}
+"""What is done before the fork; returns what to do after it."""
+
+
 def main(dsn: str, num_workers: str, tests: str, act: str) -> None:
     pool = ConnectionPool(
         0,
@@ -242,7 +242,7 @@ def main(dsn: str, num_workers: str, tests: str, act: str) -> None:
     sessions = backends(pool, SESSIONS)
     conn = pool.getconn()
     before = witness.look(sessions)
-    undo = PREPARE.get(act, lambda pool: _nothing)(pool)
+    undo = PREPARE[act](pool) if act in PREPARE else _nothing
     with tempfile.TemporaryFile() as errors:
         child = fork_unnoticed()
         if child == 0:
