@@ -10,7 +10,7 @@ import math
 import os
 import sys
 import weakref
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ from .hidden import hidden
 from .monitor import Monitor, get_monitor
 from .observers import Observer, Observers
 from .options import PoolOptions
+from .processes import NO_MARK, ThisProcess, process_lock
 from .proxies import lent_instead, real_connection
 from .report import Report
 from .resolver import Resolver
@@ -41,6 +42,7 @@ from .steps import Steps
 from .store import Record, Store
 from .supply import Supply
 from .timing import Clock, ClockJumps, Deadline, monotonic, wakeful_clock
+from .under_uwsgi import may_run_threads, warn_of_missing_threads
 from .upkeep import Upkeep
 
 if TYPE_CHECKING:
@@ -204,18 +206,30 @@ class ConnectionPool:
             self.connect_kwargs.setdefault("connect_timeout", 5)
         self.name = name or f"pool-{next(_numbers)}"
         self._observers = Observers(self.name)
-        self._build(*sizes)
+        self._build_here(*sizes)
         _pools.add(self)
         self._open(background_prewarm)
 
+    def _build_here(self, minconn: int, maxconn: float, closed: bool = False) -> None:
+        """Put the parts together; *then* note that they are this process's.
+
+        In a child that was forked without Python's hooks other threads look at
+        the note meanwhile, and wait as long as it names the parent.
+        """
+        self._build(minconn, maxconn)
+        if closed:
+            self._store.close()
+        self._process = ThisProcess()
+        with self._observers.lock:
+            self._choose_path()
+
     def _build(self, minconn: int, maxconn: float) -> None:
         """Put the parts together; again in a forked child, which starts empty."""
-        options, clock = self._options, self._clock
-        self._pid = os.getpid()
+        options, clock = self._options_here(), self._clock
         monitor: Monitor | None = get_monitor() if options.num_workers else None
         counters = Counters(self._observers)
         store: Store[Connection] = Store(minconn, maxconn, clock)
-        endpoints = self._make_endpoints(monitor is not None)
+        endpoints = self._make_endpoints(options.num_workers)
         care = Care(self.name, self._connector, monitor, options.test_timeout, counters)
         supply = Supply(
             self.name,
@@ -241,21 +255,29 @@ class ConnectionPool:
         self._supply, self._upkeep, self._report = supply, upkeep, report
         self._started = self._prewarmed = False
         self._decides_at_return = options.decides_at_return
+        self._num_workers = options.num_workers
         # Bound once: looking them up is a sixth of the idle cycle.
         self._popleft = store.idle.popleft
         self._lend = store.lent.add
         self._claim = store.claim
-        self._choose_path()
 
-    def _make_endpoints(self, in_background: bool) -> Endpoints:
+    def _options_here(self) -> PoolOptions:
+        """Return the options, without workers where uWSGI lets no thread run."""
+        options = self._options
+        if not options.num_workers or may_run_threads():
+            return options
+        warn_of_missing_threads()
+        return options._replace(num_workers=0)
+
+    def _make_endpoints(self, num_workers: int) -> Endpoints:
         options = self._options
         return Endpoints(
             self._connector.parameters,
-            Resolver(options.resolver, may_wait=options.num_workers > 0),
+            Resolver(options.resolver, may_wait=num_workers > 0),
             options.address_timeout,
             options.breaker or CircuitBreaker(),
-            options.num_workers or sys.maxsize,  # without workers each opens his own
-            in_background,
+            num_workers or sys.maxsize,  # without workers each opens his own
+            num_workers > 0,
             self._clock,
         )
 
@@ -265,15 +287,17 @@ class ConnectionPool:
         # Where the monitor watches the sockets, an idle connection without a mark
         # on its record may be lent as it is; elsewhere it is probed first.
         self._desk.watched = self._started and self._supply.watches
-        self._lends_untested = (
+        lends_untested = (
             self._options.test_on_borrow is False
             and self._desk.watched
             and not self._options.tracks_loans
             and not observed
             and not self._lends_proxies
         )
+        # Empty in a child, however it was forked, until the pool is its own.
+        self._lends_untested = self._process.mark if lends_untested else NO_MARK
         at_desk = observed or self._lends_proxies
-        self._give_back = self._desk.give_back if at_desk else self._store.give_back
+        self._give_back = self._give_back_at_desk if at_desk else self._store.give_back
 
     def _open(self, in_background: bool) -> None:
         """Begin to keep ``minconn`` open; unless in the background, open them here or raise."""
@@ -296,7 +320,7 @@ class ConnectionPool:
         if self._monitor is not None and self._monitor is not get_monitor():
             self._rebuild()  # gevent has patched the process since
         if self._monitor is not None:
-            if not self._monitor.serve(self, self._options.num_workers):
+            if not self._monitor.serve(self, self._num_workers):
                 return  # no thread can be started
             if self.closed:  # since: it may have been dismissed before it was served
                 self._monitor.dismiss(self)
@@ -337,7 +361,8 @@ class ConnectionPool:
                 self._lend(record)
                 if len(store.idle) < store.low:
                     store.low = len(store.idle)
-                if self._lends_untested and not record.attention:
+                # In this order: see _after_fork_in_child.
+                if self._lends_untested[0] and not record.attention:
                     return conn  # type: ignore[no-any-return]  # a cast would take time
             except IndexError:
                 pass  # none is idle
@@ -396,12 +421,17 @@ class ConnectionPool:
             or conn.get_transaction_status()
             or conn.status != STATUS_READY
         ):
-            if not self._notice_fork():
+            if not (self._notice_fork() or (record.retired and _is_inherited(conn))):
                 self._desk.take_back(conn, record, close)
         else:
             leftovers = self._give_back(conn, record)
             if leftovers:
                 self._supply.close_all(leftovers)
+
+    def _give_back_at_desk(self, conn: Connection, record: Record) -> Sequence[Connection]:
+        if self._notice_fork():
+            return ()  # a loan of the parent's
+        return self._desk.give_back(conn, record)
 
     def _putconn_by_proxy(self, lent: Any, close: bool) -> None:
         """Take back what does not lead to its record, such as a mock; raise if it is not in use."""
@@ -754,12 +784,16 @@ class ConnectionPool:
     def _notice_fork(self) -> bool:
         """Start anew in a child of a fork that Python was not told of; tell whether it is one.
 
-        Not asked where an idle connection is lent or taken back without a test:
-        there it would cost a fifth of the whole.
+        Not called where an idle connection is lent without a test: there only the
+        process's mark is read.  Nor where one is taken back without a look at it:
+        if it is an inherited one it enters the parent's queue, as this process
+        knows it, from which nothing is lent here.
         """
-        if os.getpid() == self._pid:
+        if self._process.is_current():
             return False
-        self._after_fork_in_child()
+        with process_lock():
+            if not self._process.is_current():  # else another thread was faster
+                self._after_fork_in_child()
         return True
 
     def _after_fork_in_child(self) -> None:
@@ -767,8 +801,17 @@ class ConnectionPool:
 
         What is done in this process with a connection that it inherited while
         in use, by the program or by psycopg2, ends at a dead socket.
+
+        After a fork without hooks other threads may borrow and return meanwhile.
+        Here the parent's connections are retired *before* the pool is noted as
+        this process's; a borrower reads that note *before* it looks at the record.
+        So one that has a connection of the parent in hand finds either that the
+        note is missing or that the connection is retired; and one that is
+        returned to the new parts is never lent.
         """
         for record in self._store.records.copy():
+            record.retired = True
+            record.attention = True
             conn: Connection = record()
             with contextlib.suppress(Exception):
                 cut_off(conn)
@@ -778,9 +821,7 @@ class ConnectionPool:
     def _rebuild(self) -> None:
         """Put the parts together anew, with the sizes that there are now."""
         before = self._store
-        self._build(before.minconn, before.maxconn)
-        if before.closed:
-            self._store.close()
+        self._build_here(before.minconn, before.maxconn, before.closed)
 
 
 def from_environment(overrides: Mapping[str, Any]) -> dict[str, Any]:

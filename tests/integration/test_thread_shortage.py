@@ -347,6 +347,6 @@ print(threading.active_count() > 1)
         pid = pid_of(conn)
         pool.putconn(conn)
         if get_monitor().watches:
-            assert pool._lends_untested
+            assert pool._lends_untested[0]
         server.terminate_backend(pid)
         wait_until(lambda: pool.stats().idle == 0)

@@ -16,7 +16,7 @@ from psycopg2_pool2.store import Store
 FOLDER = Path(psycopg2_pool2.__file__).parent
 # From below: each imports from those above its own line only.
 LAYERS = [
-    {"descriptors", "hidden", "interruptions", "threads", "timing"},
+    {"descriptors", "hidden", "interruptions", "processes", "threads", "timing"},
     {"log"},
     {
         "addresses",
@@ -34,6 +34,7 @@ LAYERS = [
         "steps",
         "targets",
         "text",
+        "under_uwsgi",
         "watch",
         "workers",
     },
