@@ -188,13 +188,6 @@ def _nothing() -> None:
     pass
 
 
-PREPARE: dict[str, Callable[[ConnectionPool], Callable[[], None]]] = {
-    "return": hold_lock,
-    "borrow at once": end_threads,
-}
-"""What is done before the fork; returns what to do after it."""
-
-
 def run_child(call: Callable[[], object]) -> None:
     status = 1
     try:
@@ -226,6 +219,13 @@ def hold_lock(pool: ConnectionPool) -> Callable[[], None]:
         store.attention = False
 
     return release
+
+
+PREPARE: dict[str, Callable[[ConnectionPool], Callable[[], None]]] = {
+    "return": hold_lock,
+    "borrow at once": end_threads,
+}
+"""What is done before the fork; returns what to do after it."""
 
 
 def main(dsn: str, num_workers: str, tests: str, act: str) -> None:
