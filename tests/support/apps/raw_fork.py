@@ -242,7 +242,7 @@ def main(dsn: str, num_workers: str, tests: str, act: str) -> None:
     sessions = backends(pool, SESSIONS)
     conn = pool.getconn()
     before = witness.look(sessions)
-    undo = PREPARE.get(act, lambda pool: _nothing)(pool)
+    undo = PREPARE[act](pool) if act in PREPARE else _nothing
     with tempfile.TemporaryFile() as errors:
         child = fork_unnoticed()
         if child == 0:
