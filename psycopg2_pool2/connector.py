@@ -112,6 +112,7 @@ class Connector:
     ) -> None:
         self._on_proxy = on_proxy
         self._meets_proxies = False
+        self._untold = [True]  # until it is logged that connections are none of ours
         self._arguments = ConnectArguments(connect_kwargs, connect_params)
         self._configure = configure
         self._home = home  # the pool, where the connections' close() gives them back
@@ -214,7 +215,7 @@ class Connector:
         except TypeError as error:
             mark(error, FailureKind.MISTAKE)
             raise
-        if not self._meets_proxies and not connect_is_mock():
+        if self._is_first_stand_in() and not connect_is_mock():
             logger.warning(
                 "psycopg2.connect was replaced and returned a %s without a connection of the pool"
                 " inside: it is lent, but neither tested nor reset",
@@ -222,6 +223,13 @@ class Connector:
             )
         self._note_proxy()
         return stand_in
+
+    def _is_first_stand_in(self) -> bool:
+        try:
+            self._untold.pop()  # one thread gets it
+        except IndexError:
+            return False
+        return True
 
     def _note_proxy(self) -> None:
         if not self._meets_proxies:
