@@ -41,7 +41,7 @@ class ThisProcess:
 
     def __init__(self) -> None:
         self._pid = os.getpid()
-        #: Whoever reads 0 from it has to ask :meth:`is_current`; always so where marks are missing.
+        #: Spares those a call who read it first: 0 says that :meth:`is_current` is to be asked.
         self.mark = _mark(self._pid)
 
     def is_current(self) -> bool:
