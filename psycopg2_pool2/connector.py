@@ -18,14 +18,15 @@ import psycopg2
 from psycopg2 import extensions as ext
 
 from .arguments import ConnectArguments
-from .cancelling import cancel_request
-from .connection import Messages, pooled_factory, really_close
+from .connection import Messages, Tracked, inner_connection, pooled_factory, really_close
 from .descriptors import identity, limit, none_left
 from .failure_kinds import FailureKind, never_connected, recognise
 from .failures import WrongRoleError, call_back, mark
 from .forks import gate
 from .hidden import clear_driver_frames
 from .interruptions import let_through, suppress
+from .log import logger
+from .proxies import LentProxy, StandIn, connect_is_mock
 from .sockets import shut_down
 from .targets import DEFAULT_PORT, effective
 from .timing import monotonic
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     import socket
 
 Connection = Any  # a psycopg2 connection of the class that pooled_factory makes
+Borrowed = ext.connection
+"""What a borrower gets, to type checkers; it may be of the program's class, or a tracer's proxy."""
+
 Test = bool | Callable[[Connection], object]
 Reset = Literal["session"] | Callable[[Connection], object] | None
 
@@ -87,8 +91,12 @@ _MOST_POLLS = 1000
 class Connector:
     """How this pool's connections are made and kept good.
 
-    ``connect_kwargs`` are psycopg2.connect's.  Raises at once what libpq or
-    psycopg2 cannot read: :class:`psycopg2.ProgrammingError` or TypeError.
+    ``connect_kwargs`` are psycopg2.connect's.  ``on_proxy`` is called, maybe
+    repeatedly, before the first connection is returned that has to be lent by
+    its ``pool_proxy``.
+
+    Raises at once what libpq or psycopg2 cannot read:
+    :class:`psycopg2.ProgrammingError` or TypeError.
     """
 
     def __init__(
@@ -100,7 +108,11 @@ class Connector:
         test: Test,
         reset: Reset,
         home: weakref.ref[Any] | None,
+        on_proxy: Callable[[], object] = lambda: None,
     ) -> None:
+        self._on_proxy = on_proxy
+        self._meets_proxies = False
+        self._untold = [True]  # until it is logged that connections are none of ours
         self._arguments = ConnectArguments(connect_kwargs, connect_params)
         self._configure = configure
         self._home = home  # the pool, where the connections' close() gives them back
@@ -141,12 +153,14 @@ class Connector:
         keeps_limits()
         connecting = gate.enter()  # what is interrupted here holds up no fork for long
         limit = Limit(_deadline(given, seconds))
+        factory = _OneConnect(self._factory)
+        returned = failure = None
         try:
-            conn = psycopg2.connect(connection_factory=self._factory, **kwargs)
+            returned = psycopg2.connect(connection_factory=factory, **kwargs)
         except psycopg2.Error as error:
-            conn, failure = None, self._failure(error, parameters)
+            failure = self._failure(error, parameters)
         except UnicodeDecodeError as error:
-            conn, failure = None, self._arguments.censored(_readable_error(error))
+            failure = self._arguments.censored(_readable_error(error))
         except BaseException as error:
             clear_driver_frames(error)
             if isinstance(error, TypeError):  # of the connection_factory, or of the arguments
@@ -155,10 +169,24 @@ class Connector:
         finally:
             limit.end()
             gate.leave(connecting)
-        if conn is None:
+            conn = factory.finish(failed=returned is None)
+        if failure is not None:
             raise failure  # outside of its handler: the error itself would be its context
+        return self._adopt(conn, returned)
+
+    def _adopt(self, conn: Connection | None, returned: Any) -> Connection:
+        """Return the connection that was made, ready to be lent as what the driver returned."""
+        from .cancelling import cancel_request  # not before the first connect
+
+        if conn is None and issubclass(type(returned), Tracked):
+            conn = returned
+        if conn is None:
+            return self._stand_in(returned)
         conn.pool_socket = identity(conn.fileno())
         conn.pool_cancel_request = cancel_request(conn)
+        if conn is not returned:
+            conn.pool_proxy = LentProxy(returned, _wrapped_again)
+            self._note_proxy()
         return conn
 
     def _failure(self, error: psycopg2.Error, parameters: Mapping[str, str]) -> psycopg2.Error:
@@ -181,8 +209,38 @@ class Connector:
             added["sslpassword"] = _ANY_PASS_PHRASE
         return added
 
+    def _stand_in(self, foreign: Any) -> StandIn:
+        try:
+            stand_in = StandIn(foreign)
+        except TypeError as error:
+            mark(error, FailureKind.MISTAKE)
+            raise
+        if self._is_first_stand_in() and not connect_is_mock():
+            logger.warning(
+                "psycopg2.connect was replaced and returned a %s without a connection of the pool"
+                " inside: it is lent, but neither tested nor reset",
+                type(foreign).__name__,
+            )
+        self._note_proxy()
+        return stand_in
+
+    def _is_first_stand_in(self) -> bool:
+        try:
+            self._untold.pop()  # one thread gets it
+        except IndexError:
+            return False
+        return True
+
+    def _note_proxy(self) -> None:
+        if not self._meets_proxies:
+            self._on_proxy()
+            self._meets_proxies = True  # after it: another thread must not return before
+
     def prepare(self, conn: Connection) -> None:
         """Run ``configure``, commit what it left open, and remember the settings it made."""
+        if isinstance(conn, StandIn):
+            conn.prepare(self._configure)
+            return
         if self._configure is not None:
             _call_back(self._configure, conn)
             if conn.is_inherited():
@@ -216,6 +274,8 @@ class Connector:
         """
         if conn.closed:
             return False
+        if isinstance(conn, StandIn):
+            return True
         try:
             for _ in range(_MOST_POLLS):
                 if not _readable(conn.fileno()):
@@ -234,6 +294,9 @@ class Connector:
 
         ``SELECT 1`` in one round trip, or the user's callable.
         """
+        if isinstance(conn, StandIn):
+            conn.validate(self.test_on_borrow)
+            return
         if callable(self.test_on_borrow):
             _call_back(self.test_on_borrow, conn)
             if conn.get_transaction_status() != IDLE:
@@ -248,7 +311,7 @@ class Connector:
 
         As the last answer said; servers before PostgreSQL 14 do not say.
         """
-        if self._session_attrs not in _ROLES or conn.closed:
+        if self._session_attrs not in _ROLES or conn.closed or isinstance(conn, StandIn):
             return False
         standby = conn.get_parameter_status("in_hot_standby") or ""
         read_only = conn.get_parameter_status("default_transaction_read_only") or ""
@@ -256,7 +319,8 @@ class Connector:
 
     def forget_messages(self, conn: Connection) -> None:
         """Drop notices and notifications that came while the connection was idle."""
-        _forget_messages(conn)
+        if not isinstance(conn, StandIn):
+            _forget_messages(conn)
 
     # -- after a loan ------------------------------------------------------
 
@@ -266,6 +330,9 @@ class Connector:
         Costs a ROLLBACK if a transaction is open and nothing else, unless
         ``reset`` asks for more.  What ``reset`` raises is raised.
         """
+        if isinstance(conn, StandIn):
+            conn.clean(self.reset)
+            return
         if conn.get_transaction_status() != IDLE or conn.status != ext.STATUS_READY:
             _end_transaction(conn, "rollback")
         if _settings(conn) != conn.pool_baseline:
@@ -298,6 +365,8 @@ class Connector:
         """Close the socket; never blocks on the network, and raises no error of the driver."""
         with suppress(psycopg2.Error, OSError):
             really_close(conn)
+        if conn.pool_proxy is not None:
+            conn.pool_proxy.release()  # a cycle otherwise
 
     def abort(self, conn: Connection, seconds: float) -> None:
         """Close a connection that may be in the middle of something, within ``seconds``.
@@ -320,6 +389,38 @@ class Connector:
             ask_to_stop(conn, seconds)
             with suppress(OSError):
                 twin.shutdown(2)  # both ways
+
+
+class _OneConnect:
+    """The connection factory of one connect: remembers the connection that it made.
+
+    A tracer may keep it, in the arguments of the connect, and use it again.
+    """
+
+    __slots__ = ("_factory", "_finished", "_made")
+
+    def __init__(self, factory: Callable[..., Any]) -> None:
+        self._factory = factory
+        self._finished = False
+        self._made: Connection | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        returned = self._factory(*args, **kwargs)
+        if not self._finished:
+            self._made = inner_connection(returned)
+        return returned
+
+    def finish(self, *, failed: bool) -> Connection | None:
+        """Forget the connection and return it; close it if the connect ``failed`` afterwards."""
+        self._finished, made, self._made = True, self._made, None
+        if failed and made is not None:
+            really_close(made)
+        return made
+
+
+def _wrapped_again(conn: Connection) -> Any:
+    """Return what a tracer puts around an existing connection, which it takes for a new one."""
+    return psycopg2.connect(connection_factory=lambda *_, **__: conn, **conn.get_dsn_parameters())
 
 
 def _execute(conn: Connection, sql: str) -> None:

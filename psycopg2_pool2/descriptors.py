@@ -17,6 +17,8 @@ import errno
 import os
 from typing import Any
 
+from .interruptions import let_through
+
 Identity = tuple[int, int]
 
 #: What the system reports where a process, or the machine, has no descriptor left.
@@ -37,7 +39,8 @@ def identity(fd: int) -> Identity | None:
         return None
     try:
         return os.fstat(fd)[1:3]  # inode and device; by their names it takes longer
-    except OSError:
+    except OSError as error:
+        let_through(error)
         return None
 
 
@@ -62,6 +65,7 @@ def none_left() -> bool:
     try:
         os.close(os.open(os.devnull, os.O_RDONLY))
     except OSError as error:
+        let_through(error)
         return error.errno in SHORTAGE
     return False
 

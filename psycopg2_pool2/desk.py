@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 from .care import Care
 from .connector import Connection
@@ -20,6 +21,7 @@ from .keyed import KeyedLoans
 from .loans import Loan, borrower, call_site
 from .log import logger
 from .options import PoolOptions
+from .proxies import find_record
 from .report import Report
 from .stats import Counters
 from .steps import Steps, run_blocking
@@ -71,7 +73,7 @@ class Desk:
         self._counters = counters
         self._observers = counters.observers
         self._clock = clock
-        self._keyed = KeyedLoans(store.lent.__contains__)
+        self._keyed = KeyedLoans(store.lent.__contains__, self.find_record)
         self._has_workers = supply.has_workers
         # Read for every loan.
         self._tests = options.test_on_borrow is not False
@@ -108,7 +110,7 @@ class Desk:
             self._tell_wait(conn, started)
         if self._tracks_loans:
             self._note_loan(conn, Loan(self._clock()))
-        return conn
+        return conn if conn.pool_proxy is None else conn.pool_proxy.hand_out(conn)
 
     def lending(self, timeout: float | None, make_waiter: MakeWaiter) -> Steps[Connection]:
         """Do in steps what :meth:`lend` does; ``make_waiter`` is called if there is a wait."""
@@ -128,7 +130,7 @@ class Desk:
             self._tell_wait(conn, deadline.started)
         if loan is not None:
             self._note_loan(conn, loan)
-        return conn
+        return conn if conn.pool_proxy is None else conn.pool_proxy.hand_out(conn)
 
     def _count_failure(self, error: BaseException) -> None:
         self._counters.add("requests_errors")
@@ -418,19 +420,24 @@ class Desk:
 
     # -- taking back -------------------------------------------------------
 
-    def give_back(self, conn: Connection, record: Record) -> Sequence[Connection]:
+    def find_record(self, lent: Any) -> Record | None:
+        """Return the record of what was lent; None if it belongs to no pool."""
+        record: Record | None = find_record(lent, self._store.lent)
+        return record
+
+    def give_back(self, lent: Connection, record: Record) -> Sequence[Connection]:
         """Do what :meth:`Store.give_back` does, and tell how long the connection was used."""
         used = self._used(record)
         try:
-            return self._store.give_back(conn, record)
+            return self._store.give_back(_taken_in(lent, record), record)
         finally:
             self._tell_use(used)
 
-    def take_back(self, conn: Connection, record: Record, close: bool) -> None:
+    def take_back(self, lent: Connection, record: Record, close: bool) -> None:
         """Clean and keep a connection that the pool has claimed, or close it."""
         used = self._used(record)
         try:
-            self._take_back(conn, record, close)
+            self._take_back(_taken_in(lent, record), record, close)
         finally:
             self._tell_use(used)
 
@@ -474,10 +481,11 @@ class Desk:
             self._upkeep.warn_of_leaks_in_passing()
             self._upkeep.run_without_thread()
 
-    def detach(self, conn: Connection, record: Record) -> None:
+    def detach(self, lent: Connection, record: Record) -> None:
         """Strike a connection that the pool has claimed out of the books."""
+        conn = record()
         record.uses += 1
-        self._supply.unwatch(conn)
+        self._supply.unwatch(lent if conn is None else conn)
         self._counters.add("connections_detached")
         self._supply.release(record)
         self._end_loan(record)  # last: it may log
@@ -519,6 +527,16 @@ class Desk:
         loan = record.last_loan if known and record is not None else None
         where = f"; borrowed at:\n{loan.site}\nand returned at:\n{loan.returned}" if loan else ""
         return PoolError(f"trying to put unkeyed connection: {why}: pool {self._name!r}{where}")
+
+
+def _taken_in(lent: Connection, record: Record) -> Connection:
+    """Return the pool's connection of a borrower's that has come back, or stands for it."""
+    conn: Connection = record()
+    if conn is None:
+        return lent
+    if conn.pool_proxy is not None:
+        conn.pool_proxy.take_in(conn, lent)
+    return conn
 
 
 def _raise_if(error: BaseException | None) -> None:

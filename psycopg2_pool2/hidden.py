@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+_SECRET = ("dsn", "password", "sslpassword")
+
 
 class HiddenText(str):
     """A string whose ``repr`` does not tell it."""
@@ -32,8 +34,11 @@ class HiddenDict(dict[str, Any]):
 
 
 def hidden(arguments: Mapping[str, Any]) -> HiddenDict:
-    """Return a copy of connection arguments that does not show itself."""
-    return HiddenDict((name, hidden_text(value)) for name, value in arguments.items())
+    """Return a copy of arguments that does not show itself, nor the secrets taken out of it."""
+    return HiddenDict(
+        (name, hidden_text(value) if name in _SECRET else value)
+        for name, value in arguments.items()
+    )
 
 
 def hidden_text(value: Any) -> Any:

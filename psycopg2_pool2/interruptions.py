@@ -8,7 +8,6 @@ connect: it reaches the borrower.
 
 from __future__ import annotations
 
-import signal
 import threading
 from types import CodeType, TracebackType
 from typing import Any
@@ -30,6 +29,8 @@ def raised_by_handler(error: BaseException) -> bool:
 
 
 def _handlers() -> set[CodeType]:
+    import signal  # rarely needed
+
     found = set()
     for number in signal.valid_signals():
         handler: Any = signal.getsignal(number)

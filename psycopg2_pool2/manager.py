@@ -16,6 +16,7 @@ from .failures import copy_error, is_interruption
 from .hidden import hidden_config
 from .log import logger
 from .pool import ConnectionPool
+from .processes import process_lock
 
 _FEW = 16
 
@@ -96,13 +97,15 @@ class PoolManager:
 
     def _begin_process(self) -> None:
         """Start with free locks; again in a forked child, where their holders do not exist."""
-        self._pid = os.getpid()
         self._lock = threading.RLock()  # a finalizer may ask for a pool, in any section
         self._making: dict[str, _Making] = {}
+        self._pid = os.getpid()  # last: other threads go by it
 
     def _notice_fork(self) -> None:
         if os.getpid() != self._pid:  # a fork that Python was not told of
-            self._begin_process()
+            with process_lock():
+                if os.getpid() != self._pid:  # else another thread was faster
+                    self._begin_process()
 
     def get_pool(self, config: Config, force_reload: bool = False) -> ConnectionPool:
         """Return the pool for a configuration, made if there is none.

@@ -23,6 +23,7 @@ from typing import Any
 from .descriptors import Identity, identity
 from .guards import Guards
 from .log import Seldom, logger
+from .processes import process_lock
 from .threads import OwnThread
 from .timing import Clock, SteadyClock, bounded, monotonic
 from .watch import QueueSleeper, Sleeper, can_watch, make_sleeper
@@ -346,11 +347,18 @@ class Monitor:
 
 
 _monitor: Monitor | None = None
-_making = threading.Lock()
 
 
 def get_monitor() -> Monitor:
     """Return the monitor of this process; it has no thread before it has a client."""
+    monitor = _monitor
+    if monitor is None or monitor.pid != os.getpid() or monitor.is_outdated:
+        with process_lock():
+            monitor = _replaced_monitor()
+    return monitor
+
+
+def _replaced_monitor() -> Monitor:
     global _monitor
     if _monitor is not None and _monitor.pid != os.getpid():
         _after_fork_in_child()  # a fork that Python was not told of
@@ -358,17 +366,15 @@ def get_monitor() -> Monitor:
         _monitor.abandon()
         _monitor = None
     if _monitor is None:
-        with _making:
-            if _monitor is None:
-                _monitor = Monitor()
+        _monitor = Monitor()
     return _monitor
 
 
 def _after_fork_in_child() -> None:
-    global _monitor, _making
+    global _monitor
     # The parent's thread does not exist here, and its locks may be held for ever.
     # Only this process's copies of the descriptors are closed.
-    inherited, _monitor, _making = _monitor, None, threading.Lock()
+    inherited, _monitor = _monitor, None
     if inherited is not None:
         inherited.abandon()
 

@@ -79,6 +79,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from .errors import PoolClosed, PoolExhausted, TooManyRequests
+from .processes import ThisProcess
 from .steps import Pause
 from .timing import Clock
 
@@ -224,6 +225,7 @@ class Store(Generic[T]):
         "_lock",
         "_permits",
         "_popleft",
+        "_process",
         "_settling",
         "_stalled",
         "attention",
@@ -244,6 +246,7 @@ class Store(Generic[T]):
 
     def __init__(self, minconn: int, maxconn: float, clock: Clock) -> None:
         self._clock = clock
+        self._process = ThisProcess()
         self._lock = threading.RLock()
         self.minconn = minconn
         self.maxconn = maxconn
@@ -303,7 +306,13 @@ class Store(Generic[T]):
         return self.settle() if self.attention else ()
 
     def settle(self, *, arrived: T | None = None) -> list[T]:
-        """Hand idle connections to those who wait; return those that have to be closed."""
+        """Hand idle connections to those who wait; return those that have to be closed.
+
+        Does nothing in a forked child, which any return may reach that was not
+        told of the fork: a thread of the parent may have had the lock.
+        """
+        if not (self._process.mark[0] or self._process.is_current()):
+            return []
         served: list[Waiter[T]] = []
         surplus: list[T] = []
         with self._lock:

@@ -143,11 +143,13 @@ class Supply:
             self._store.nudge()
             return
         self.note_stalled()
+        taken: list[Permit] = []  # until the loop ends, whatever becomes of the jobs
         while True:
             limit, pause = self.allowance()
             permit = self._store.take_permit(limit)
             if permit is None:
                 break
+            taken.append(permit)
             if not self._monitor.offer(functools.partial(self._open_and_keep, permit)):
                 self._strand(permit)
                 return
@@ -209,36 +211,51 @@ class Supply:
         """
         self._counters.add("connections_num")
         started = self._clock()
-        drains = self._drains
-        on_stall = functools.partial(self._stalled, permit)
         conn = None
         try:
-            if at is None:
-                conn, endpoint = self._dialer.dial(seconds, on_stall)
-            else:
-                conn, endpoint = self._dialer.dial_at(at, seconds, on_stall)
-            record = self._store.admit(permit, conn)
-            record.endpoint = endpoint
-            if drains != self._drains:  # it is of the old kind
-                record.retired = record.attention = True
+            drains = self._drains
+            conn, endpoint = self._dial(permit, seconds, at)
+            self._admit(permit, conn, endpoint, is_outdated=drains != self._drains)
             self._counters.observers.connected(self._clock() - started)
             listener = self._told()
             if listener is not None:
-                listener.on_opened(conn, record)
+                listener.on_opened(conn, conn.pool_record)
         except BaseException as error:
             if conn is not None:
                 self._connector.close(conn)
                 self._store.forget_item(conn)
-            self._store.drop_permit(permit)
-            if not isinstance(error, (NotNowError, InheritedError)):
-                self._failed(error, others_serve=at is not None, opened_for_waiter=True)
+            self._give_up(permit, error, others_serve=at is not None)
             raise
         self._counters.add("connections_ms", (self._clock() - started) * 1000)
         if endpoint.unproven:
-            record.attention = True  # so that its first loan proves something
+            conn.pool_record.attention = True  # so that its first loan proves something
         else:
             self._outage.end()
         return conn
+
+    def _dial(
+        self, permit: Permit, seconds: float | None, at: Endpoint | None
+    ) -> tuple[Connection, Endpoint]:
+        on_stall = functools.partial(self._stalled, permit)
+        if at is None:
+            return self._dialer.dial(seconds, on_stall)
+        return self._dialer.dial_at(at, seconds, on_stall)
+
+    def _admit(
+        self, permit: Permit, conn: Connection, endpoint: Endpoint, *, is_outdated: bool
+    ) -> None:
+        record = self._store.admit(permit, conn)
+        record.endpoint = endpoint
+        if is_outdated:  # it was begun before a drain
+            record.retired = record.attention = True
+
+    def _give_up(self, permit: Permit, error: BaseException, *, others_serve: bool) -> None:
+        """Free the permit of an opening that failed, and tell its error."""
+        if not others_serve and classify(error) is FailureKind.CALLBACK:
+            self._tell_one_waiter(error)  # while the permit keeps it from a second opening
+        self._store.drop_permit(permit)
+        if not isinstance(error, (NotNowError, InheritedError)):
+            self._failed(error, others_serve=others_serve)
 
     def keep(self, conn: Connection) -> None:
         """Give a connection that was opened to the first who waits, or to the idle queue."""
@@ -277,21 +294,24 @@ class Supply:
 
     # -- outcomes ----------------------------------------------------------
 
-    def _failed(
-        self, error: BaseException, *, others_serve: bool = False, opened_for_waiter: bool = False
-    ) -> None:
+    def _failed(self, error: BaseException, *, others_serve: bool = False) -> None:
         kind = classify(error)
         if not (others_serve and kind is FailureKind.ROLE):
             self._counters.add("connections_errors")
-        by_worker = self.has_workers and is_own_thread()
-        if others_serve or (not by_worker and is_interruption(error)):
+        if others_serve or (not self._by_worker() and is_interruption(error)):
             return  # not the end of the search, or this borrower was interrupted
         self._outage.note(error)
         if kind is not FailureKind.CALLBACK:
             is_final = kind is FailureKind.MISTAKE or self._is_hopeless()
             self._fail_waiters(error, patient=is_final)
-        elif opened_for_waiter and by_worker:
-            self._fail_waiters(error, patient=False, most=1)  # it was called for one of them
+
+    def _tell_one_waiter(self, error: BaseException) -> None:
+        """Tell a callback's error to one waiter without time: it was called for one of them."""
+        if self._by_worker():
+            self._fail_waiters(error, patient=False, most=1)
+
+    def _by_worker(self) -> bool:
+        return self.has_workers and is_own_thread()
 
     def _fail_waiters(
         self, error: BaseException, *, patient: bool, most: int | None = None

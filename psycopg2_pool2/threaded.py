@@ -81,7 +81,7 @@ class ThreadedConnectionPool(  # type: ignore[override]  # closed is read-only h
         and :class:`PoolClosed` after :meth:`closeall`; both change nothing.
         """
         if key is not None:
-            record = getattr(conn, "pool_record", None)
+            record = self._desk.find_record(conn)
             if record in self._store.lent and record.key != key:
                 raise KeyError(key)
         super().putconn(conn, key, close)
@@ -97,8 +97,10 @@ class ThreadedConnectionPool(  # type: ignore[override]  # closed is read-only h
         if self.closed:
             raise PoolClosed(_CLOSED)
         self.shutdown(timeout)
-        for conn in self.connections_in_use:
-            record = conn.pool_record
+        for record in self._store.lent.copy():
+            conn = record()
+            if conn is None:
+                continue  # the program has dropped it
             try:
                 self._claim(record)
             except KeyError:

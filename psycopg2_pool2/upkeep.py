@@ -196,10 +196,9 @@ class Upkeep:
             if sooner and self._duties:
                 self._schedule()
         self.balance_soon()  # it may not be where it is needed most
-        if self._monitor is not None:
-            self._monitor.watch(
-                conn.fileno(), functools.partial(_hung_up, weakref.ref(self), record)
-            )
+        fd = -1 if self._monitor is None else conn.fileno()
+        if self._monitor is not None and fd >= 0:  # a mock has none
+            self._monitor.watch(fd, functools.partial(_hung_up, weakref.ref(self), record))
 
     def examine(self, record: Record) -> None:
         """Look whether a connection whose server hung up, as it seems, is dead; replace it then.

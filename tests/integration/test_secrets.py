@@ -237,7 +237,7 @@ class TestUse:
         self, heard: Heard, strict_server: Server, placed: Callable[..., dict[str, Any]]
     ) -> None:
         with new_pool(max_waiting=1, **placed()) as pool:
-            conn = pool.getconn()
+            conn: Any = pool.getconn()
             heard.of(pool.getconn)  # exhausted
             heard.of(lambda: pool.getconn(timeout=5))  # deadlock
             heard.error(in_thread(pool.getconn, timeout=0.01).error())  # timeout
@@ -290,7 +290,7 @@ def _lose_a_connection(server: Server, pool: ConnectionPool) -> None:
 
 
 def _drop_a_connection(pool: ConnectionPool) -> None:
-    holder = [pool.getconn(timeout=10)]
+    holder: list[Any] = [pool.getconn(timeout=10)]
     holder.append(holder)
     del holder
     gc.collect()

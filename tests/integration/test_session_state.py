@@ -266,7 +266,7 @@ class TestClientState:
 
         pool = make_any_pool(maxconn=1, reset=reset, configure=configure, test_on_borrow=False)
         for _ in range(3):
-            conn = pool.getconn()
+            conn: Any = pool.getconn()
             assert conn.autocommit is True
             assert conn.cursor_factory is psycopg2.extras.DictCursor
             assert statement_log.during(partial(ask, conn)) == ["SELECT 1"]

@@ -31,6 +31,8 @@ class Item:
 
     __slots__ = ("__weakref__", "number", "pool_record", "sockets")
 
+    pool_proxy = None
+
     def __init__(self, number: int, sockets: set[int]) -> None:
         self.number = number
         self.sockets = sockets

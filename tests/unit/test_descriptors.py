@@ -180,7 +180,6 @@ class TestSleeper:
         assert made.wake()
         assert made.sleep(None) == []
 
-
     def test_is_not_made_anew_without_end_where_it_cannot_be_known(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:

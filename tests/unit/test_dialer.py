@@ -17,6 +17,7 @@ from psycopg2_pool2.endpoints import Endpoint, Endpoints
 from psycopg2_pool2.failure_kinds import FailureKind
 from psycopg2_pool2.failures import classify, mark
 from psycopg2_pool2.resolver import Resolver
+from psycopg2_pool2.silence import CAN_LOOK
 from tests.support.fakes import FakeClock
 
 LOGGER = "psycopg2_pool2"
@@ -28,6 +29,10 @@ NOT_NOW = "FATAL:  the database system is starting up"
 FULL = "FATAL:  sorry, too many clients already"
 ROLE = "session is read-only"
 MISTAKE = 'invalid sslmode value: "maybe"'
+
+
+RUNNING = SimpleNamespace(is_running=True)
+"""A monitor, as far as an attempt asks for it."""
 
 
 class Interrupt(BaseException):
@@ -136,7 +141,13 @@ def all_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dialer, "answers", lambda *place: True)
 
 
-@pytest.fixture(params=[SimpleNamespace(is_running=True), None], ids=["workers", "no-workers"])
+@pytest.fixture(autouse=True)
+def in_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be a worker: what one would do is done by the test's thread."""
+    monkeypatch.setattr(dialer, "is_own_thread", lambda: True)
+
+
+@pytest.fixture(params=[RUNNING, None], ids=["workers", "no-workers"])
 def world(request: pytest.FixtureRequest) -> World:
     return World(monitor=request.param)
 
@@ -347,12 +358,9 @@ class TestBlame:
         assert world.at(1).breaker.in_flight == 0
         assert world.failed == 0
 
-    def test_of_an_interrupted_worker_is_the_endpoint_s(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_of_an_interrupted_worker_is_the_endpoint_s(self) -> None:
         """Nobody interrupts a worker: it was a callback."""
-        monkeypatch.setattr(dialer, "is_own_thread", lambda: True)
-        world = World(monitor=SimpleNamespace(is_running=True))
+        world = World(monitor=RUNNING)
         world.fail(SystemExit(3), OK)
         assert isinstance(world.error(), SystemExit)
         assert world.at(1).failures == 1
@@ -401,3 +409,22 @@ class TestLog:
         assert world.dial() == 1
         assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
         assert "connected again" in caplog.text
+
+
+class TestWithoutThreads:
+    """A pool with workers, while none can be started: borrowers connect by themselves."""
+
+    def test_nobody_looks_at_an_attempt(self) -> None:
+        assert World(monitor=RUNNING).dialer.looks == CAN_LOOK
+        assert not World(monitor=SimpleNamespace(is_running=False)).dialer.looks
+
+    def test_an_interrupted_borrower_is_no_endpoint_s_fault(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(dialer, "is_own_thread", lambda: False)
+        world = World(monitor=RUNNING)
+        world.fail(Interrupt())
+        assert isinstance(world.error(), Interrupt)
+        assert world.tried == [1]
+        assert world.failed == 0
+        assert not world.at(1).breaker.failures

@@ -16,8 +16,8 @@ from psycopg2_pool2.store import Store
 FOLDER = Path(psycopg2_pool2.__file__).parent
 # From below: each imports from those above its own line only.
 LAYERS = [
-    {"descriptors", "hidden", "interruptions", "threads", "timing"},
-    {"log"},
+    {"hidden", "interruptions", "processes", "threads", "timing"},
+    {"descriptors", "log"},
     {
         "addresses",
         "failure_kinds",
@@ -29,10 +29,12 @@ LAYERS = [
         "libpq",
         "loans",
         "observers",
+        "proxies",
         "sockets",
         "steps",
         "targets",
         "text",
+        "under_uwsgi",
         "watch",
         "workers",
     },
@@ -48,7 +50,7 @@ LAYERS = [
         "silence",
     },
     {"arguments", "cancelling", "dns_exchange", "waits"},
-    {"dns_questions"},
+    {"dns_questions", "system_names"},
     {"dns_query"},
     {"dns_given"},
     {"breaker", "connector", "keyed", "resolver", "stats", "store"},

@@ -141,7 +141,7 @@ class World:
         gc.collect()
         self.clock.advance(60)
         assert self.pool.stats().in_use == 0
-        conns = [self.pool.getconn(), self.pool.getconn()]
+        conns: list[Any] = [self.pool.getconn(), self.pool.getconn()]
         assert len({conn.fd for conn in conns}) == 2
         for conn in conns:
             conn.ask()

@@ -75,6 +75,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
 
 
 def _use(pool: ConnectionPool) -> None:
+    conn: Any
     with pool.conn() as conn:
         conn.begin()
 
@@ -192,7 +193,7 @@ def _interrupted(
     assert pool.stats() == PoolStats(0, len(driver.sockets)), f"after moment {moment}"
     # A key that nothing will settle would be waited for.
     assert all(loan.settled for loan in pool._desk._keyed._loans.values())
-    conns = [pool.getconn(timeout=5), pool.getconn("key", timeout=5)]
+    conns: list[Any] = [pool.getconn(timeout=5), pool.getconn("key", timeout=5)]
     assert len({conn.fd for conn in conns}) == 2
     for conn in conns:
         conn.ask()
@@ -311,7 +312,7 @@ def test_a_slot_is_free_only_when_its_socket_is_closed(driver: FakeDriver) -> No
     pool.putconn(pool.getconn(), close=True)
     pool.putconn(pool.getconn())
     pool.discard_all_idle()
-    busy = pool.getconn()
+    busy: Any = pool.getconn()
     busy.begin(1)
     pool.putconn(busy)
     assert sizes == [1, 1, 1]

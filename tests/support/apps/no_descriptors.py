@@ -74,7 +74,7 @@ def silent_server(make: Callable[[], ConnectionPool]) -> dict[str, Any]:
 def forked(make: Callable[[], ConnectionPool], holds: bool) -> dict[str, Any]:
     """Fork; the child asks on what it inherited, or borrows."""
     pool = make()
-    conn = pool.getconn()
+    conn: Any = pool.getconn()
     pid = conn.info.backend_pid
     if not holds:
         pool.putconn(conn)
