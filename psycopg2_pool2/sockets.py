@@ -30,7 +30,7 @@ def owns_socket(conn: Any) -> bool:
     """Tell whether the number of a connection's socket has not become another file's.
 
     True for one that is closed, and where its identity is not known.  Costs a
-    system call, half a microsecond.
+    system call, about a microsecond.
     """
     own = getattr(conn, "pool_socket", None)
     if type(own) is not tuple or conn.closed:  # a mock's is anything
