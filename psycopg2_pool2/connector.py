@@ -18,6 +18,7 @@ import psycopg2
 from psycopg2 import extensions as ext
 
 from .arguments import ConnectArguments
+from .cancelling import cancel_request
 from .connection import Messages, Tracked, inner_connection, pooled_factory, really_close
 from .descriptors import identity, limit, none_left
 from .failure_kinds import FailureKind, never_connected, recognise
@@ -176,8 +177,6 @@ class Connector:
 
     def _adopt(self, conn: Connection | None, returned: Any) -> Connection:
         """Return the connection that was made, ready to be lent as what the driver returned."""
-        from .cancelling import cancel_request  # not before the first connect
-
         if conn is None and issubclass(type(returned), Tracked):
             conn = returned
         if conn is None:

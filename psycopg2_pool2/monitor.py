@@ -76,6 +76,7 @@ class Monitor:
         self._wakes_at = 0.0
         self._relief_due = 0.0
         self._watched: dict[int, tuple[Identity | None, Callable[[], object]]] = {}
+        self.has_lost_descriptors = False  # the program has closed what it did not open
         self._doubts: deque[Callable[[], object]] = deque()  # to be called, as after a hang-up
         self._failure = Seldom(20.0)
         self.guards = Guards(self._look)
@@ -201,6 +202,7 @@ class Monitor:
         with self._lock:
             if self._sleeper is not lost:
                 return self._sleeper
+            self.has_lost_descriptors = True  # before anybody is told to doubt
             sleeper = make_sleeper()
             try:
                 self._watch_again_locked(sleeper)

@@ -205,17 +205,24 @@ class Upkeep:
 
         One in use is looked at when it comes back; unless its descriptor was
         closed by somebody else, so that it must not be freed when it is dropped.
+        That is asked only where descriptors have been closed: while libpq closes a
+        socket by itself, its number is for a moment nobody's, or another file's.
         """
         conn = record()
         if conn is None:
             return
         if self._store.withdraw(conn):
             self._keep_if_good(conn, test=False)
-        elif not owns_socket(conn):
+        elif self._is_struck(conn):
             with contextlib.suppress(KeyError):  # else it has just come back
                 self._store.claim(record)
+                record.uses += 1
                 self._counters.add("connections_lost")
                 self._supply.discard(conn)
+
+    def _is_struck(self, conn: Connection) -> bool:
+        monitor = self._monitor
+        return monitor is not None and monitor.has_lost_descriptors and not owns_socket(conn)
 
     def sweep(self) -> None:
         """Probe all idle connections."""

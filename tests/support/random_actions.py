@@ -230,7 +230,7 @@ def _wait(
 
 def _check_sums(pool: ConnectionPool, done: Counter[str]) -> None:
     stats = pool.get_stats()
-    assert stats["requests_num"] == done["loans"]
+    assert stats["requests_num"] == done["loans"], (stats, done)
     assert stats["connections_detached"] == done["detached"]
     assert stats["connections_leaked"] == done["dropped"]
     assert stats["requests_waiting"] == stats["pool_in_use"] == 0
