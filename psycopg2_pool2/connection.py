@@ -21,7 +21,14 @@ from psycopg2.extensions import connection
 
 from .sockets import cut_off
 
-_SLOTS = ("pool_baseline", "pool_cancel_request", "pool_home", "pool_pid", "pool_record")
+_SLOTS = (
+    "pool_baseline",
+    "pool_cancel_request",
+    "pool_home",
+    "pool_pid",
+    "pool_record",
+    "pool_token",
+)
 _OURS = frozenset(_SLOTS)
 
 
