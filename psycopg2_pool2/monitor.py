@@ -18,6 +18,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from .ending import has_stopped_others, start, starts_no_threads
 from .guards import Guards
 from .watch import QueueSleeper, Sleeper, can_watch, make_sleeper
 from .workers import BASE, Workers, rest_if_copied
@@ -72,12 +73,15 @@ class Monitor:
 
     # -- clients -----------------------------------------------------------
 
-    def serve(self, client: Any, num_workers: int) -> None:
-        """Run as long as ``client`` lives, or until it is dismissed; with so many workers."""
+    def serve(self, client: Any, num_workers: int) -> bool:
+        """Run as long as ``client`` lives, or until it is dismissed; with so many workers.
+
+        Returns False if there will be no thread, because the interpreter ends.
+        """
         with self._lock:
             self._clients[weakref.ref(client, self._forget)] = num_workers
             self._set_base_locked()
-            self._start_locked()
+            return self._start_locked()
 
     def dismiss(self, client: Any) -> None:
         """Stop running for this client; harmless when repeated."""
@@ -87,6 +91,8 @@ class Monitor:
         self._sleeper.wake()
 
     def _forget(self, ref: weakref.ref[Any]) -> None:
+        if has_stopped_others():
+            return
         with self._lock:
             self._clients.pop(ref, None)
             self._set_base_locked()
@@ -98,13 +104,15 @@ class Monitor:
     # -- services ----------------------------------------------------------
 
     def submit(self, job: Callable[[], object]) -> None:
-        """Have ``job`` run by a worker."""
+        """Have ``job`` run by a worker; here if the interpreter ends and none is free."""
         if self._abandoned:
             return
         with self._lock:
             self._start_locked()
         self.workers.submit(job)
-        if self.workers.crowded:
+        if starts_no_threads() and threading.current_thread() is not self._thread:
+            self.workers.help()
+        elif self.workers.crowded:
             self._sleeper.wake()  # to look whether the workers are stuck
 
     def call_later(self, seconds: float, method: Callable[[], object]) -> Timer:
@@ -160,14 +168,14 @@ class Monitor:
 
     # -- the thread --------------------------------------------------------
 
-    def _start_locked(self) -> None:
-        if self._abandoned:
-            return
-        if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(
-                target=self._run, name="psycopg2_pool2-monitor", daemon=True
-            )
-            self._thread.start()
+    def _start_locked(self) -> bool:
+        """Have the thread run; False if the interpreter ends."""
+        if self._abandoned or (self._thread is not None and self._thread.is_alive()):
+            return True
+        self._thread = threading.Thread(
+            target=self._run, name="psycopg2_pool2-monitor", daemon=True
+        )
+        return start(self._thread)
 
     def _run(self) -> None:
         while not self._abandoned and not self._run_safely():

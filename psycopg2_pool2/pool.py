@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import itertools
 import math
@@ -25,6 +24,7 @@ from .care import Care
 from .connection import Tracked
 from .connector import Connection, Connector, Reset, Test
 from .desk import Desk, MakeWaiter
+from .ending import has_stopped_others, starts_no_threads
 from .endpoints import Endpoints
 from .errors import PoolClosed, PoolError
 from .failures import says_lost
@@ -206,7 +206,8 @@ class ConnectionPool:
         """Put the parts together; again in a forked child, which starts empty."""
         options, clock = self._options, self._clock
         self._pid = os.getpid()
-        monitor: Monitor | None = get_monitor() if options.num_workers else None
+        has_workers = options.num_workers and not starts_no_threads()
+        monitor: Monitor | None = get_monitor() if has_workers else None
         counters = Counters(self._observers)
         store: Store[Connection] = Store(minconn, maxconn, clock)
         endpoints = self._make_endpoints(monitor is not None)
@@ -284,9 +285,10 @@ class ConnectionPool:
         """Begin what goes on in the background."""
         if self._monitor is not None and self._monitor is not get_monitor():
             self._rebuild()  # gevent has patched the process since
+        if self._monitor is not None and not self._monitor.serve(self, self._options.num_workers):
+            self._rebuild()  # the interpreter ends: without threads from now on
         self._started = True
         if self._monitor is not None:
-            self._monitor.serve(self, self._options.num_workers)
             self._upkeep.start()
             self._supply.grow()
 
@@ -323,6 +325,8 @@ class ConnectionPool:
         return self._getconn(conn, key, timeout)
 
     def _getconn(self, conn: Connection | None, key: Hashable | None, timeout: Any) -> Connection:
+        if has_stopped_others():  # nor could psycopg2 do anything
+            raise PoolClosed(f"the interpreter ends: {self.name!r}")
         if self._notice_fork():
             conn = None
         try:
@@ -375,7 +379,7 @@ class ConnectionPool:
             or conn.get_transaction_status()
             or conn.status != STATUS_READY
         ):
-            if not self._notice_fork():
+            if not has_stopped_others() and not self._notice_fork():
                 self._desk.take_back(conn, record, close)
         else:
             leftovers = self._give_back(conn, record)
@@ -418,6 +422,10 @@ class ConnectionPool:
         """Return the connection of a ``with`` block, unless it was detached or inherited."""
         record: Record = conn.pool_record
         if _is_inherited(conn):
+            return
+        if has_stopped_others():
+            if record in self._store.lent:
+                self.putconn(conn)
             return
         self._counters.add("usage_ms", (self._clock() - since) * 1000)
         if record in self._store.lent and record.uses == uses:
@@ -531,6 +539,9 @@ class ConnectionPool:
         back; ``timeout`` waits for them, at most so many seconds.
         """
         checks.seconds("timeout", timeout, optional=True)
+        if has_stopped_others():
+            self._store.idle.clear()
+            return
         self._notice_fork()
         leftovers = self._store.close()
         self._upkeep.stop()
@@ -632,7 +643,7 @@ class ConnectionPool:
     @property
     def connections_in_use(self) -> weakref.WeakSet[Connection]:
         """The connections in use at this moment."""
-        conns = (record() for record in self._store.lent.copy())
+        conns = (self._store.item_of(record) for record in self._store.lent.copy())
         return weakref.WeakSet(conn for conn in conns if conn is not None)
 
     def stats(self) -> PoolStats:
@@ -708,7 +719,7 @@ class ConnectionPool:
         in use, by the program or by psycopg2, ends at a dead socket.
         """
         for record in self._store.records.copy():
-            conn: Connection = record()
+            conn: Any = self._store.item_of(record)
             with contextlib.suppress(Exception):
                 cut_off(conn.fileno())
         self._observers = self._observers.in_child()
@@ -732,15 +743,11 @@ def _is_inherited(conn: Any) -> bool:
     return isinstance(conn, Tracked) and conn.is_inherited()
 
 
-def _close_all_pools() -> None:
-    for pool in list(_pools):
-        pool.shutdown()
-
-
 def _after_fork_in_child() -> None:
     for pool in list(_pools):
         pool._after_fork_in_child()
 
 
-atexit.register(_close_all_pools)
+# Nothing is done at exit, since exit handlers may borrow to the last.  The connections
+# are closed with the objects or by the system, and idle sessions end with them.
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -8,6 +8,8 @@ import queue
 import threading
 from collections.abc import Callable
 
+from .ending import start, starts_no_threads
+
 logger = logging.getLogger("psycopg2_pool2")
 
 Job = Callable[[], object]
@@ -46,6 +48,7 @@ class Workers:
         self._lock = threading.RLock()
         self._threads: set[threading.Thread] = set()
         self._free: set[threading.Thread] = set()  # not a count: that could be left wrong
+        self._helpers: set[int] = set()
         self._finished = 0
         self._finished_before = 0
 
@@ -57,6 +60,20 @@ class Workers:
         """
         self._jobs.put(job)
         return self._add_thread(self.base) or bool(self._threads)
+
+    def help(self) -> None:
+        """Do in this thread what has none and will get none: see :mod:`.ending`."""
+        me = threading.get_ident()
+        if me in self._helpers:
+            return  # by a job; who does that goes on with what it submits
+        self._helpers.add(me)
+        try:
+            while self.crowded:
+                self._do(self._jobs.get_nowait())
+        except queue.Empty:
+            pass
+        finally:
+            self._helpers.discard(me)
 
     def relieve(self) -> bool:
         """Add a thread if jobs wait and none was finished since the last call; call regularly.
@@ -95,7 +112,10 @@ class Workers:
                     return True
                 thread = self._new_thread()
                 self._threads.add(thread)
-            thread.start()
+            if start(thread):
+                return True
+            with self._lock:
+                self._threads.discard(thread)
         except BaseException as error:
             # One that is counted and never began would be taken for busy for ever.
             if thread is not None:
@@ -105,8 +125,7 @@ class Workers:
                 raise
             # No more threads or memory now: the job is queued, see relieve.
             logger.warning("cannot start a thread: %s", error)
-            return False
-        return True
+        return False
 
     def _new_thread(self) -> threading.Thread:
         return threading.Thread(target=self._run, name="psycopg2_pool2-worker", daemon=True)
@@ -124,16 +143,24 @@ class Workers:
                 self._add_thread(self.base)
 
     def _run_next(self) -> bool:
+        try:
+            return self._do(self._take())
+        except queue.Empty:
+            return starts_no_threads()  # then there will be no other one
+
+    def _take(self) -> Job | None:
         me = threading.current_thread()
         try:
             self._free.add(me)
             job = self._jobs.get(timeout=LINGER)
-        except queue.Empty:
-            return False
         finally:
             self._free.discard(me)
         if self.crowded:  # by a job that was submitted before this thread was seen to be taken
             self._add_thread(self.base)
+        return job
+
+    def _do(self, job: Job | None) -> bool:
+        """Do a job; False if it was to end."""
         if job is None:
             return False
         try:

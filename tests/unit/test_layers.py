@@ -23,6 +23,7 @@ LAYERS = [
         "bell",
         "cached_file",
         "checks",
+        "ending",
         "errors",
         "libpq",
         "loans",
@@ -32,7 +33,6 @@ LAYERS = [
         "targets",
         "timing",
         "watch",
-        "workers",
     },
     {
         "connection",
@@ -44,6 +44,7 @@ LAYERS = [
         "nsswitch",
         "resolv_conf",
         "silence",
+        "workers",
     },
     {"arguments", "cancelling", "dns_exchange", "waits"},
     {"dns_questions"},
