@@ -267,7 +267,10 @@ class AsyncConnectionPool:
             call.cancel()
             hold.give_up()
             raise
-        return await outcome(call)
+        try:
+            return await outcome(call)
+        finally:
+            del call  # an error's traceback refers to this frame
 
     async def _end_on(self, conn: Connection, act: Callable[[], T]) -> T:
         """Have a worker end a block on a connection in use by the task.
@@ -281,7 +284,10 @@ class AsyncConnectionPool:
         except BaseException:
             self._interrupt(_interruption(self.pool, conn))
             raise
-        return await outcome(call)
+        try:
+            return await outcome(call)
+        finally:
+            del call  # an error's traceback refers to this frame
 
     def _interrupt(self, interruption: Callable[[], None] | None) -> None:
         if interruption is not None:

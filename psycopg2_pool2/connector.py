@@ -150,7 +150,10 @@ class Connector:
             limit.end()
             gate.leave(connecting)
         if conn is None:
-            raise failure  # outside of its handler: the error itself would be its context
+            try:
+                raise failure  # outside of its handler: the error itself would be its context
+            finally:
+                del failure  # its traceback refers to this frame
         conn.pool_cancel_request = cancel_request(conn)
         return conn
 

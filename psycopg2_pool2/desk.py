@@ -83,7 +83,7 @@ class Desk:
         self._watched = supply.watches
         # Whether a thread that waits has nothing to do before its first pause.
         self._pauses_first = supply.has_workers and not options.debug
-        self._waiter: MakeThreadWaiter = self._known_waiter if options.debug else ThreadWaiter
+        self._waiter: MakeThreadWaiter = _known_waiter if options.debug else ThreadWaiter
 
     # -- lending -----------------------------------------------------------
 
@@ -191,12 +191,12 @@ class Desk:
         conn = self._keyed.get(key, lambda: self.lend(None, timeout), deadline)
         if conn is None:
             error = self._report.timed_out(deadline)
-            self._count_failure(error)
-            raise error
+            try:
+                self._count_failure(error)
+                raise error
+            finally:
+                del error  # its traceback refers to this frame
         return conn
-
-    def _known_waiter(self, patient: bool) -> ThreadWaiter[Connection]:
-        return ThreadWaiter(patient, borrower())
 
     def _wait(self, deadline: Deadline, make_waiter: MakeWaiter) -> Steps[Connection]:
         """Queue up until a connection is handed over."""
@@ -270,7 +270,10 @@ class Desk:
     def _pause(self, waiter: Waiter[Connection], deadline: Deadline) -> float:
         """Return how long to wait before looking around; raise if there is no sense in waiting."""
         if waiter.error is not None:
-            raise waiter.error
+            try:
+                raise waiter.error
+            finally:
+                waiter.error = None  # its traceback refers to who waits
         if self._options.debug:
             _raise_if(self._report.deadlock())
         if not waiter.patient:
@@ -320,8 +323,11 @@ class Desk:
         finally:
             # Unused if the borrower's task was cancelled; whoever keeps the error keeps the step.
             self._store.drop_permit(permit)
-        if error is not None and not waiter.patient:
-            raise error
+        try:
+            if error is not None and not waiter.patient:
+                raise error
+        finally:
+            del error  # its traceback refers to this frame
         return 0.0
 
     def _open_and_keep(self, permit: Permit, seconds: float | None) -> Exception | None:
@@ -515,6 +521,13 @@ class Desk:
         return PoolError(f"trying to put unkeyed connection: {why}: pool {self._name!r}{where}")
 
 
+def _known_waiter(patient: bool) -> ThreadWaiter[Connection]:
+    return ThreadWaiter(patient, borrower())
+
+
 def _raise_if(error: BaseException | None) -> None:
-    if error is not None:
-        raise error
+    try:
+        if error is not None:
+            raise error
+    finally:
+        del error  # its traceback refers to this frame

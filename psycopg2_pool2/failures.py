@@ -15,6 +15,9 @@ import psycopg2
 from .errors import HostResolutionError
 from .failure_kinds import FailureKind, is_answer, of_sqlstate, recognise
 
+MOST_CAUSES = 10
+"""How many causes of a cause are kept; they may go round in a circle."""
+
 
 class SilenceError(psycopg2.OperationalError):
     """The server did not answer in time: a test, a clean-up, or a new connection."""
@@ -74,13 +77,18 @@ def mark_callback(error: BaseException) -> None:
     mark(error, FailureKind.CALLBACK)
 
 
-def copy_error(error: BaseException) -> BaseException:
-    """Return a copy to raise, since one exception raised in two threads mixes their tracebacks."""
+def copy_error(error: BaseException, causes: int = MOST_CAUSES) -> BaseException:
+    """Return a copy to raise, since one exception raised in two threads mixes their tracebacks.
+
+    Its causes are copies too: a traceback that is kept keeps all that was in use
+    when it came about, the pool included.
+    """
     try:
         twin = copy.copy(error)
     except Exception:  # a foreign exception that cannot be copied
         return error
-    twin.__cause__ = error.__cause__
+    cause = error.__cause__
+    twin.__cause__ = copy_error(cause, causes - 1) if causes and cause is not None else None
     twin.__suppress_context__ = True
     kind = getattr(error, "pool_failure_kind", None)
     if isinstance(kind, FailureKind):
