@@ -27,10 +27,10 @@ lint: .venv/.dev ## Check style and format
 types: .venv/.dev ## Check types, the tests' too
 	$(BIN)/mypy
 
-test: .venv/.dev ## Run the tests (PYTEST_ARGS='-k fork -x' to choose)
+test: .venv/.dev .venv/.test_uwsgi ## Run the tests (PYTEST_ARGS='-k fork -x' to choose)
 	$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
 
-coverage: .venv/.dev ## Run the tests and show the lines they missed
+coverage: .venv/.dev .venv/.test_uwsgi ## Run the tests and show the lines they missed
 	$(BIN)/python -m coverage erase
 	$(BIN)/python -m coverage run -m pytest $(PYTEST_ARGS)
 	$(BIN)/python -m coverage combine -q
@@ -62,6 +62,12 @@ clean: ## Remove everything that make has made
 # .venv/.X says that .venv holds this project with its extra X, as setup.cfg has it now.
 .venv/.%: setup.cfg pyproject.toml | .venv/bin/pip
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@
+
+# uWSGI is compiled from source, which not every machine can do.
+.venv/.test_uwsgi: setup.cfg | .venv/.dev
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test_uwsgi]' || \
+	  echo "make: uWSGI cannot be compiled here, as the message above says; its tests skip" >&2
 	@touch $@
 
 .venv/bin/pip:

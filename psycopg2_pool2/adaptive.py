@@ -11,19 +11,18 @@ they usually do.
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 from collections import deque
 from typing import Any
 
+from .hidden import HiddenDict
+from .log import logger
 from .pool import ConnectionPool
 from .store import Store
 from .supply import Supply
 from .timing import Clock
 from .upkeep import Upkeep
-
-logger = logging.getLogger("psycopg2_pool2")
 
 LOOK_INTERVAL = 1.0
 """Seconds between two looks at what is in use, at most; a tenth of ``idle_timeout`` if shorter."""
@@ -249,8 +248,8 @@ class Keeper:
         finally:
             self._lock.release()
         if is_news:
-            logger.debug("pool %r: the warm target %s", self._name, self.target.reason)
             self._supply.grow()
+            logger.debug("pool %r: the warm target %s", self._name, self.target.reason)
 
     def resize(self, minconn: int, maxconn: float) -> None:
         """Set both limits of the target."""
@@ -280,7 +279,9 @@ class AdaptiveConnectionPool(ConnectionPool):
 
     def __init__(self, *args: Any, target_utilization: float = 0.7, **kwargs: Any) -> None:
         self._target_utilization = _share("target_utilization", target_utilization)
-        super().__init__(*args, **kwargs)
+        arguments = HiddenDict(kwargs)
+        del kwargs  # so that no traceback shows it
+        super().__init__(*args, **arguments)
 
     def _build(self, minconn: int, maxconn: float) -> None:
         super()._build(minconn, maxconn)

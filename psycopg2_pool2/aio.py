@@ -31,12 +31,12 @@ import psycopg2
 
 from . import checks
 from .blocks import LoanBlock, TransactionBlock
-from .connection import Tracked
-from .connector import Connection
+from .connector import Borrowed, Connection
+from .hidden import HiddenDict
 from .loans import call_site
 from .offload import Offload, finished, outcome
 from .pool import POOL_DEFAULT, ConnectionPool, from_environment
-from .sockets import twin_socket
+from .sockets import twin_of
 from .steps import Steps
 from .tasks import TaskBorrower, drive
 from .transactions import Transaction
@@ -73,7 +73,7 @@ class AsyncLoanBlock:
         self._kind = kind
         self._timeout = timeout
 
-    async def __aenter__(self) -> Connection:
+    async def __aenter__(self) -> Borrowed:
         self._conn = await self._pool.getconn(timeout=self._timeout)
         self._block = self._kind(self._pool.pool, None, self._conn)
         return self._block.__enter__()
@@ -129,7 +129,7 @@ class AsyncConnectionPool:
     hostname: str | None = _same("hostname")
     prewarmed: bool = _same("prewarmed")
     closed: bool = _same("closed")
-    connections_in_use: weakref.WeakSet[Connection] = _same("connections_in_use")
+    connections_in_use: weakref.WeakSet[Borrowed] = _same("connections_in_use")
 
     def __init__(
         self,
@@ -140,7 +140,9 @@ class AsyncConnectionPool:
     ) -> None:
         self._opens_later = not checks.flag("background_prewarm", background_prewarm)
         kind = _UnopenedPool if self._opens_later else ConnectionPool
-        self.pool = kind(*args, timeout=timeout, **kwargs)
+        arguments = HiddenDict(kwargs)
+        del kwargs  # so that no traceback shows it
+        self.pool = kind(*args, timeout=timeout, **arguments)
         most = functools.partial(_most_threads, self.pool)
         self._threads = Offload(most)
         self._other_threads = Offload(most)  # which is free when the first is not
@@ -162,7 +164,7 @@ class AsyncConnectionPool:
 
     # -- borrowing and returning -------------------------------------------
 
-    async def getconn(self, *, timeout: float | None = POOL_DEFAULT) -> Connection:
+    async def getconn(self, *, timeout: float | None = POOL_DEFAULT) -> Borrowed:
         """Borrow a connection; give it back with :meth:`putconn`.
 
         As :meth:`ConnectionPool.getconn`, and raises what that raises.
@@ -212,7 +214,7 @@ class AsyncConnectionPool:
         """Return one like :meth:`conn` that commits, or rolls back on an exception."""
         return AsyncLoanBlock(self, TransactionBlock, timeout)
 
-    def detach(self, conn: Connection) -> Connection:
+    def detach(self, conn: Connection) -> Borrowed:
         """Take a borrowed connection out of the pool for good, and return it."""
         return self.pool.detach(conn)
 
@@ -252,7 +254,7 @@ class AsyncConnectionPool:
         the connection will be closed when it is returned.
         """
         checks.function("fn", fn)
-        if not isinstance(conn, Tracked):
+        if self.pool._desk.find_record(conn) is None:
             raise TypeError(f"conn must be a pool's connection, not a {type(conn).__name__}")
         return await self._hold(lambda hold: hold.use(conn, _plain_call, fn, args, kwargs))
 
@@ -471,10 +473,14 @@ def _most_threads(pool: ConnectionPool) -> int:
 
 def _interruption(pool: ConnectionPool, conn: Connection) -> Callable[[], None] | None:
     """Have a connection closed when it comes back; return what ends that which it is doing."""
-    conn.pool_record.retired = conn.pool_record.attention = True
+    record = pool._desk.find_record(conn)
+    if record is None:
+        return None  # it came back meanwhile
+    record.retired = record.attention = True
+    conn = record.item()
     try:
         # A copy, since later its descriptor may be another connection's.
-        twin = twin_socket(conn.fileno())
+        twin = twin_of(conn)
     except (psycopg2.Error, OSError):
         return None  # it is closed
     return functools.partial(pool._interrupt, conn, twin)

@@ -16,7 +16,7 @@ import psycopg2
 from . import statements
 from .aio import AsyncConnectionPool
 from .attempts import RETRIES, attempts
-from .connector import Connection
+from .connector import Borrowed, Connection
 from .database import given
 from .scopes import Scope, current_scope
 from .statements import CursorFactory, Params, Sql
@@ -49,7 +49,7 @@ class AsyncPooledDatabase:
     # -- blocks ------------------------------------------------------------
 
     @asynccontextmanager
-    async def connection(self) -> AsyncIterator[Connection]:
+    async def connection(self) -> AsyncIterator[Borrowed]:
         """Have the block's statements use one connection; see :meth:`PooledDatabase.connection`.
 
         It is yielded for :meth:`AsyncConnectionPool.run_on` and to set its
@@ -68,7 +68,7 @@ class AsyncPooledDatabase:
         isolation_level: str | int | None = None,
         readonly: bool | None = None,
         deferrable: bool | None = None,
-    ) -> AsyncIterator[Connection]:
+    ) -> AsyncIterator[Borrowed]:
         """Have the block's statements be one transaction; see :meth:`PooledDatabase.transaction`.
 
         A task that is cancelled during the COMMIT does not learn whether it was

@@ -11,8 +11,10 @@ import psycopg2
 from psycopg2 import extensions as ext
 
 from .failure_kinds import FailureKind
-from .failures import mark, mark_callback
+from .failures import call_back, mark
+from .hidden import HiddenDict, hidden, hidden_text
 from .targets import effective
+from .text import in_one_line, printable_lines
 
 _OWN = frozenset(("dsn", "connection_factory", "cursor_factory", "async", "async_"))
 _WHERE = frozenset(("host", "hostaddr", "port"))
@@ -35,7 +37,8 @@ class ConnectArguments:
         kwargs: Mapping[str, Any],
         connect_params: Callable[[], Mapping[str, Any]] | None,
     ) -> None:
-        self._kwargs = dict(kwargs)
+        kwargs = hidden(kwargs)
+        self._kwargs = HiddenDict(kwargs)
         self._connect_params = connect_params
         self.connection_factory = self._kwargs.pop("connection_factory", None)
         for name in ("connection_factory", "cursor_factory"):
@@ -63,7 +66,7 @@ class ConnectArguments:
         given = self._ask_connect_params()
         if not given.keys().isdisjoint(("dsn", "host", "hostaddr", "service")):
             where = {}
-        kwargs = {**self._kwargs, **where, **given}
+        kwargs = HiddenDict({**self._kwargs, **where, **given})
         parameters = parse(kwargs)
         if given:
             self._remember(parameters)
@@ -72,13 +75,10 @@ class ConnectArguments:
     def _ask_connect_params(self) -> Mapping[str, Any]:
         if self._connect_params is None:
             return {}
+        given = call_back(self._connect_params)  # a token service has its bad moments
         try:
-            given = self._connect_params()
-        except BaseException as error:  # a token service has its bad moments
-            mark_callback(error)
-            raise
-        try:
-            return _checked_parameters(given)
+            given = _checked_parameters(given)
+            return hidden(given)
         except TypeError as error:
             mark(error, FailureKind.MISTAKE)
             raise
@@ -92,13 +92,16 @@ class ConnectArguments:
                 self._secrets.append(secret)
 
     def tell(self, error: BaseException) -> str:
-        """Return an error's text without the secrets that a user's callback may have put there."""
+        """Return an error's text in one line, without control characters and without secrets.
+
+        A callback of the program's may have put them there.
+        """
         text = str(error)
         for secret in list(self._secrets):
             # A short one may be part of any word.
             edges = ("", "") if len(secret) > 3 else (r"(?<!\w)", r"(?!\w)")
             text = re.sub(re.escape(secret).join(edges), "***", text)
-        return text
+        return in_one_line(text)
 
     def censored(self, error: psycopg2.Error) -> psycopg2.Error:
         """Return libpq's error without the secrets and without the newline that it ends with.
@@ -112,7 +115,7 @@ class ConnectArguments:
             told = any(quoted == s or (len(s) > 3 and s in quoted) for s in list(self._secrets))
             return '"***"' if told else match[0]
 
-        return type(error)(re.sub(r'"([^"]*)"', blank, str(error).strip()))
+        return type(error)(printable_lines(re.sub(r'"([^"]*)"', blank, str(error).strip())))
 
 
 def _checked_parameters(given: Any) -> Mapping[str, Any]:
@@ -126,10 +129,10 @@ def _checked_parameters(given: Any) -> Mapping[str, Any]:
 
 def parse(kwargs: Mapping[str, Any]) -> Parameters:
     """Return libpq's parameters as dsn and keywords give them."""
-    dsn = "" if kwargs.get("dsn") is None else kwargs["dsn"]
+    dsn = "" if kwargs.get("dsn") is None else hidden_text(kwargs["dsn"])
     if not isinstance(dsn, (str, bytes)):
         raise TypeError(f"dsn must be a str, not {type(dsn).__name__}")
-    keywords = {k: v for k, v in kwargs.items() if k not in _OWN and v is not None}
+    keywords = HiddenDict((k, v) for k, v in kwargs.items() if k not in _OWN and v is not None)
     if "database" in keywords:
         if "dbname" in keywords:
             raise TypeError("database and dbname are the same: only one may be given")
@@ -148,7 +151,7 @@ def _parsed(dsn: Any, keywords: Mapping[str, Any]) -> Parameters | str:
         made = ext.make_dsn(dsn, **keywords)
         if "\0" in str(dsn) or "\0" in str(made):  # which libpq would take for the end
             return "the dsn or a keyword holds a zero byte"
-        return dict(ext.parse_dsn(made))
+        return hidden(ext.parse_dsn(made))
     except psycopg2.ProgrammingError as error:
         return _without_quotes(str(error), keywords)
     except UnicodeError:

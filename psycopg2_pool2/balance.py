@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 
 from .care import Care
@@ -10,12 +9,12 @@ from .connector import Connection
 from .dialer import LOOKUP_TIMEOUT
 from .endpoints import Endpoint, Endpoints
 from .errors import HostResolutionError
+from .interruptions import let_through
+from .log import logger
 from .sockets import answers
 from .stats import Counters
 from .store import Permit, Record, Store
 from .supply import Supply
-
-logger = logging.getLogger("psycopg2_pool2")
 
 STEP = 1.0
 """Seconds between two steps while anything is to be moved or tried again."""
@@ -72,7 +71,8 @@ class Balance:
             self._endpoints.refresh(LOOKUP_TIMEOUT)
         except HostResolutionError as error:
             self._supply.lookup_failed(error)
-        except Exception as error:  # of the user's resolver; borrowers are told
+        except Exception as error:  # of the program's resolver; borrowers are told
+            let_through(error)
             logger.debug("pool %r: the resolver failed: %s", self.name, type(error).__name__)
 
     # -- what left ---------------------------------------------------------
@@ -90,8 +90,8 @@ class Balance:
         ]
         waiting = False
         for record in left:
-            logger.debug("pool %r: %s has left", self.name, record.endpoint)
             waiting |= not self._supply.replace(record)
+            logger.debug("pool %r: %s has left", self.name, record.endpoint)
         return waiting
 
     # -- what fails --------------------------------------------------------
@@ -212,7 +212,8 @@ class Balance:
     def _open(self, permit: Permit, endpoint: Endpoint) -> bool:
         try:
             conn = self._supply.open(permit, at=endpoint)
-        except Exception:
+        except Exception as error:
+            let_through(error)
             return False  # noted on the endpoint
         if endpoint.unproven and not self._proves_itself(conn):
             return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from .connector import Connection
+from .connector import Borrowed, Connection
 
 if TYPE_CHECKING:
     from .pool import ConnectionPool
@@ -25,12 +25,15 @@ class LoanBlock:
         self._timeout = timeout
         self._conn = conn  # unless None, one that has been borrowed already
 
-    def __enter__(self) -> Connection:
+    def __enter__(self) -> Borrowed:
         if self._conn is None:
             self._conn = self._pool.getconn(timeout=self._timeout)
-        self._uses = self._conn.pool_record.uses
+        try:
+            self._uses = self._conn.pool_record.uses
+        except AttributeError:  # of a proxy that forwards no attributes
+            self._uses = 0
         self._since = self._pool._clock()
-        return self._conn
+        return self._conn  # type: ignore[no-any-return]  # a cast would take time
 
     def __exit__(
         self,
@@ -51,7 +54,7 @@ class TransactionBlock(LoanBlock):
 
     __slots__ = ()
 
-    def __enter__(self) -> Connection:
+    def __enter__(self) -> Borrowed:
         conn = super().__enter__()
         try:
             conn.__enter__()  # psycopg2's own: begins a transaction under autocommit too

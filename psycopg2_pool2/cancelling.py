@@ -21,12 +21,12 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
-import time
 from typing import Any, Protocol
 
 from . import libpq
 from .forks import gate
 from .sockets import ask_at, place_of, wait_ready
+from .timing import monotonic
 
 _CODE = 80877102
 """The protocol's number for a CancelRequest."""
@@ -74,7 +74,7 @@ class _LibpqRequest:
 
     def send(self, seconds: float) -> bool:
         """See :meth:`CancelRequest.send`."""
-        deadline = time.monotonic() + seconds
+        deadline = monotonic() + seconds
         try:
             handle = self._handles.pop()
         except IndexError:
@@ -91,7 +91,7 @@ class _LibpqRequest:
             return False
         state = libpq.WRITING
         while state in (libpq.READING, libpq.WRITING):
-            left = deadline - time.monotonic()
+            left = deadline - monotonic()
             # A greenlet goes on in a forked child, whose parent uses the same socket.
             if left <= 0 or os.getpid() != self._pid:
                 return False
@@ -117,7 +117,7 @@ class _PlainRequest:
     __slots__ = ("_packet", "_pid", "_place")
 
     def __init__(self, conn: Any, packet: bytes) -> None:
-        self._place = place_of(conn.fileno(), conn.info.host, conn.info.port)
+        self._place = place_of(conn, conn.info.host, conn.info.port)
         self._packet = packet
         self._pid = os.getpid()
 

@@ -8,14 +8,15 @@ from collections.abc import Callable
 import psycopg2
 
 from .connector import ACTIVE, IDLE, UNKNOWN, Connection, Connector
-from .failures import SilenceError, WrongRoleError, mark_callback, silence
+from .failure_kinds import FailureKind
+from .failures import SilenceError, WrongRoleError, is_interruption, mark, silence
 from .guards import Guard, LocalGuard
+from .log import logger
 from .monitor import Monitor
+from .sockets import owns_socket
 from .stats import Counters
 from .store import Record
 from .waits import keeps_limits
-
-logger = logging.getLogger("psycopg2_pool2")
 
 
 class Care:
@@ -55,8 +56,6 @@ class Care:
             return None
         error = self._bounded(self._connector.test, conn, seconds or self._test_timeout)
         if error is not None:
-            if callable(self._connector.test_on_borrow):
-                self._blame_callback(conn, error)
             self._counters.add("tests_failed")
             told = self._connector.tell(error)
             logger.debug("pool %r: a connection failed its test: %s", self.name, told)
@@ -66,27 +65,25 @@ class Care:
             self._connector.forget_messages(conn)
         if conn.get_transaction_status() != IDLE:
             error = psycopg2.ProgrammingError("the test left a transaction behind")
-            mark_callback(error)
+            mark(error, FailureKind.CALLBACK)
             return error
         return None
-
-    def _blame_callback(self, conn: Connection, error: BaseException) -> None:
-        """Note that the program's callback raised, unless the server was lost in it."""
-        if not conn.closed and not isinstance(error, (SilenceError, WrongRoleError)):
-            mark_callback(error)
 
     def _is_lost(self, conn: Connection, *, probe: bool) -> bool:
         """Tell whether a connection is closed, by a probe if it seems so or if that is wanted."""
         record: Record = conn.pool_record
         seems_lost, record.hung_up = record.hung_up, False  # before the probe, which may be outrun
-        return bool(conn.closed) or ((seems_lost or probe) and not self._connector.probe(conn))
+        if conn.closed:
+            return True
+        if seems_lost or probe:
+            return not self._connector.probe(conn)
+        return not owns_socket(conn)  # it is about to be written to
 
     def prepare(self, conn: Connection) -> None:
         """Make a new connection ready for use; raises what ``configure`` raises."""
         error = self._bounded(self._connector.prepare, conn, self._test_timeout)
         try:
             if error is not None:
-                self._blame_callback(conn, error)
                 raise error
         finally:
             del error  # its traceback refers to this frame
@@ -130,6 +127,8 @@ class Care:
             finally:
                 over = guard.lift()
         except Exception as failure:
+            if is_interruption(failure):
+                raise
             if not over:
                 return failure  # in no variable: its traceback refers to this frame
         return silence(guard.deadline - seconds, seconds) if over else None

@@ -17,9 +17,11 @@ from . import checks
 from .arguments import ConnectArguments
 from .breaker import CircuitBreaker
 from .connector import DEFAULTS
+from .hidden import HiddenDict, hidden, hidden_text
 from .options import PoolOptions
 from .pool import ConnectionPool
-from .targets import DEFAULT_PORT, all_effective, read_targets
+from .targets import DEFAULT_PORT, SESSION_VARIABLES, all_effective, read_targets
+from .text import printable
 
 Config = str | Mapping[str, Any]
 """A dsn, or a mapping of :class:`~psycopg2_pool2.ConnectionPool`'s arguments."""
@@ -64,14 +66,15 @@ def read_configuration(config: Config) -> Configuration:
     bound method if it is the same method of the same object, and a
     :class:`~psycopg2_pool2.CircuitBreaker` if it has the same limits.  What
     libpq looks up by itself (a password file, a certificate) is known by its
-    path.  In doubt two configurations are not the same.
+    path.  ``PGTZ``, ``PGDATESTYLE`` and ``PGGEQO``, which libpq sends at every
+    connect, are part of it.  In doubt two configurations are not the same.
 
     Raises what :class:`~psycopg2_pool2.ConnectionPool` would raise, and
     TypeError or ValueError naming the argument that has no canonical form.
     """
-    given = _arguments(config)
+    given = hidden(_arguments(config))
     options = _options(given)
-    objects, keywords = _connect_arguments(given)
+    objects, keywords = map(HiddenDict, _connect_arguments(given))
     dsn = given.get("dsn") or ""
     if isinstance(dsn, str):
         _sendable("dsn", dsn)
@@ -81,9 +84,10 @@ def read_configuration(config: Config) -> Configuration:
     marks.add("option", options)
     marks.add("object", objects)
     marks.add("parameter", _comparable(parameters))
-    arguments = {**options, **objects, **keywords, "dsn": dsn}
+    marks.add("session", {name: os.environ.get(name) for name in SESSION_VARIABLES})
+    arguments = HiddenDict({**options, **objects, **keywords, "dsn": dsn})
     if options["connect_params"] is None:
-        arguments["dsn"] = _frozen(parameters, keywords)
+        arguments["dsn"] = hidden_text(_frozen(parameters, keywords))
         arguments.pop("service", None)  # all that it said is in the dsn
     # Else the dsn and the environment are read at every connect, since what is
     # called there may replace them.
@@ -139,17 +143,18 @@ def _connect_arguments(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[s
 def _as_text(name: str, value: Any) -> str:
     """Return what libpq is told; for an object of another kind it would be how that is shown."""
     if not isinstance(value, (str, int, float, os.PathLike)):
-        raise TypeError(f"{name} must be a str or a number, not a {type(value).__name__}")
+        what = printable(name)
+        raise TypeError(f"{what} must be a str or a number, not a {type(value).__name__}")
     return _sendable(name, str(value))
 
 
 def _sendable(name: str, text: str) -> str:
     if "\0" in text:  # where libpq would end the text
-        raise ValueError(f"{name} must not contain a null character")
+        raise ValueError(f"{printable(name)} must not contain a null character")
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{name} cannot be encoded in UTF-8") from None
+        raise ValueError(f"{printable(name)} cannot be encoded in UTF-8") from None
     return text
 
 

@@ -17,19 +17,24 @@ from collections.abc import Callable
 from typing import Any
 
 import psycopg2
+from psycopg2._psycopg import ReplicationConnection
 from psycopg2.extensions import connection
 
-from .sockets import cut_off
+from .descriptors import leak
+from .sockets import cut_off, owns_socket
 
 _SLOTS = (
     "pool_baseline",
     "pool_cancel_request",
     "pool_home",
     "pool_pid",
+    "pool_proxy",  # see proxies.py; None where nothing traces
     "pool_record",
-    "pool_token",
+    "pool_socket",  # the identity of its socket
+    "pool_token",  # its record's, see store.py
 )
 _OURS = frozenset(_SLOTS)
+_MOST_LOOKED_AT = 100
 
 
 class InheritedError(psycopg2.InterfaceError):
@@ -43,6 +48,7 @@ class Tracked:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.pool_pid = os.getpid()  # first: a fork may come while it is being opened
+        self.pool_proxy = None
         super().__init__(*args, **kwargs)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -72,7 +78,7 @@ class Tracked:
         an answer would read what is meant for the parent.
         """
         if self.is_inherited():
-            cut_off(self.fileno())  # type: ignore[attr-defined]
+            cut_off(self)
             raise InheritedError("the connection belongs to the parent process")
         return super().poll()  # type: ignore[misc]
 
@@ -86,14 +92,19 @@ class Tracked:
         """Close the connection; in a forked child that inherited it, do nothing.
 
         libpq would say good-bye on the socket that it shares with the parent,
-        whose session would end.
+        whose session would end.  Neither is one closed whose descriptor somebody
+        else has closed: libpq would write to, and close, the file that has its
+        number now.
         """
         if self.is_inherited():
             return
         record = getattr(self, "pool_record", None)
         if record is not None:
             record.hung_up = record.attention = True
-        super().close()  # type: ignore[misc]
+        if owns_socket(self):
+            super().close()  # type: ignore[misc]
+        else:
+            leak(self)
 
     def is_inherited(self) -> bool:
         """Tell whether it was opened by a process of which this is a forked child."""
@@ -142,12 +153,14 @@ class Returning(Tracked):
 class PooledConnection(Tracked, connection):
     """A psycopg2 connection that belongs to a pool."""
 
+    __module__ = connection.__module__  # after which tracers name what they trace
     __slots__ = _SLOTS
 
 
 class ReturningConnection(Returning, connection):
     """A psycopg2 connection whose ``close()`` gives it back to its pool."""
 
+    __module__ = connection.__module__
     __slots__ = _SLOTS
 
 
@@ -155,41 +168,83 @@ def pooled_factory(factory: Callable[..., Any] | None, returning: bool) -> Calla
     """Return the connection factory that a pool passes to psycopg2.
 
     A class is subclassed.  Any other callable is called, and the class of what
-    it returns is replaced; that works for instances of Python classes only, so
-    one that returns plain psycopg2 connections is a :class:`TypeError`, raised
-    when the first connection is made.
+    it returns, or of the connection inside if that is a proxy, is replaced; that
+    works for instances of Python classes only, so one that returns plain
+    psycopg2 connections is a :class:`TypeError`, raised when the first
+    connection is made.  So is one that makes replication connections; a class of
+    these is refused here.
     """
     mixin = Returning if returning else Tracked
     if factory is None or factory is connection:
         return ReturningConnection if returning else PooledConnection
     if isinstance(factory, type):
-        slots = {"__slots__": PooledConnection.__slots__}
-        return type(f"Pooled{factory.__name__}", (mixin, factory), slots)
+        _refuse_replication(factory)
+        return _subclass(mixin, factory, PooledConnection.__slots__)
 
     classes: weakref.WeakKeyDictionary[type, type] = weakref.WeakKeyDictionary()
 
     def make(*args: Any, **kwargs: Any) -> Any:
-        conn = factory(*args, **kwargs)
+        returned = factory(*args, **kwargs)
+        conn = inner_connection(returned)
         made = type(conn)
+        _refuse_replication(made)
+        if not issubclass(made, connection):
+            raise _no_class(made)
         try:
             if made not in classes:
-                classes[made] = type(f"Pooled{made.__name__}", (mixin, made), {"__slots__": ()})
+                classes[made] = _subclass(mixin, made, ())
             object.__setattr__(conn, "__class__", classes[made])
             conn.pool_pid = os.getpid()
+            conn.pool_proxy = None
         except TypeError:
-            raise TypeError(
-                "connection_factory must be a class, or return instances of a Python class;"
-                f" it returned a {made.__name__}"
-            ) from None
-        return conn
+            raise _no_class(made) from None
+        return returned
 
     return make
 
 
+def _subclass(mixin: type, made: type, slots: tuple[str, ...]) -> type:
+    body = {"__module__": made.__module__, "__slots__": slots}
+    return type(f"Pooled{made.__name__}", (mixin, made), body)
+
+
+def _no_class(made: type) -> TypeError:
+    return TypeError(
+        "connection_factory must be a class, or return instances of a Python class;"
+        f" it returned a {made.__name__}"
+    )
+
+
+def inner_connection(made: Any) -> Any:
+    """Return psycopg2's connection inside of a proxy, or ``made`` itself if there is none.
+
+    Looked for in a proxy's ``__wrapped__`` and its attributes, at any depth.
+    """
+    seen: list[Any] = [made]
+    for candidate in seen:  # which grows meanwhile
+        if issubclass(type(candidate), connection):
+            return candidate
+        if len(seen) < _MOST_LOOKED_AT:
+            wrapped = getattr(candidate, "__wrapped__", None)
+            seen += [wrapped, *getattr(candidate, "__dict__", {}).values()]
+    return made
+
+
+def _refuse_replication(made: type) -> None:
+    if issubclass(made, ReplicationConnection):
+        raise TypeError(
+            "connection_factory must not make replication connections: their settings can be"
+            " neither read nor put back, so that they cannot be pooled"
+        )
+
+
 def really_close(conn: Any) -> None:
     """Close the connection itself, whatever its ``close`` means to the program."""
-    if isinstance(conn, Tracked):
-        if not conn.is_inherited():
-            super(Tracked, conn).close()  # type: ignore[misc]
-    else:
+    if not isinstance(conn, Tracked):
         conn.close()
+    elif conn.is_inherited():
+        pass
+    elif owns_socket(conn):
+        super(Tracked, conn).close()  # type: ignore[misc]
+    else:
+        leak(conn)

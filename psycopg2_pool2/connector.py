@@ -6,11 +6,9 @@ as the network lets it, which is why the pool guards and never locks around it.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
 import select
-import time
 import weakref
 from collections.abc import Callable, Mapping
 from operator import attrgetter
@@ -20,19 +18,27 @@ import psycopg2
 from psycopg2 import extensions as ext
 
 from .arguments import ConnectArguments
-from .cancelling import cancel_request
-from .connection import Messages, pooled_factory, really_close
+from .connection import Messages, Tracked, inner_connection, pooled_factory, really_close
+from .descriptors import identity, limit, none_left
 from .failure_kinds import FailureKind, never_connected, recognise
-from .failures import WrongRoleError, mark
+from .failures import WrongRoleError, call_back, mark
 from .forks import gate
-from .sockets import shut_down
+from .hidden import clear_driver_frames
+from .interruptions import let_through, suppress
+from .log import logger
+from .proxies import LentProxy, StandIn, connect_is_mock
+from .sockets import owns_socket, shut_down
 from .targets import DEFAULT_PORT, effective
+from .timing import monotonic
 from .waits import Limit, ask_to_stop, keeps_limits, may_close
 
 if TYPE_CHECKING:
     import socket
 
 Connection = Any  # a psycopg2 connection of the class that pooled_factory makes
+Borrowed = ext.connection
+"""What a borrower gets, to type checkers; it may be of the program's class, or a tracer's proxy."""
+
 Test = bool | Callable[[Connection], object]
 Reset = Literal["session"] | Callable[[Connection], object] | None
 
@@ -73,6 +79,11 @@ _ROLES: Mapping[str, Callable[[str, str], bool]] = {
     "standby": lambda standby, read_only: standby == "off",
     "read-only": lambda standby, read_only: standby == read_only == "off",
 }
+# What libpq (13 and newer) says of a key that it cannot decrypt, among others.  Without
+# ``sslpassword`` OpenSSL has asked for the pass phrase at the terminal: once is enough.  Any
+# pass phrase keeps it from that, and matters to no key that needs none.
+_KEY_UNREADABLE = "could not load private key file"
+_ANY_PASS_PHRASE = "none"
 # A NOTIFY is one message; so many at once mean that somebody keeps sending them.
 _MOST_POLLS = 1000
 
@@ -80,8 +91,12 @@ _MOST_POLLS = 1000
 class Connector:
     """How this pool's connections are made and kept good.
 
-    ``connect_kwargs`` are psycopg2.connect's.  Raises at once what libpq or
-    psycopg2 cannot read: :class:`psycopg2.ProgrammingError` or TypeError.
+    ``connect_kwargs`` are psycopg2.connect's.  ``on_proxy`` is called, maybe
+    repeatedly, before the first connection is returned that has to be lent by
+    its ``pool_proxy``.
+
+    Raises at once what libpq or psycopg2 cannot read:
+    :class:`psycopg2.ProgrammingError` or TypeError.
     """
 
     def __init__(
@@ -93,7 +108,11 @@ class Connector:
         test: Test,
         reset: Reset,
         home: weakref.ref[Any] | None,
+        on_proxy: Callable[[], object] = lambda: None,
     ) -> None:
+        self._on_proxy = on_proxy
+        self._meets_proxies = False
+        self._untold = [True]  # until it is logged that connections are none of ours
         self._arguments = ConnectArguments(connect_kwargs, connect_params)
         self._configure = configure
         self._home = home  # the pool, where the connections' close() gives them back
@@ -104,6 +123,7 @@ class Connector:
         self.tell = self._arguments.tell
         self.user_timeout = self._user_timeout()
         self._session_attrs = self._arguments.effective("target_session_attrs") or "any"
+        self._has_asked_terminal = False  # for a pass phrase, perhaps
 
     # -- opening -----------------------------------------------------------
 
@@ -126,52 +146,117 @@ class Connector:
         """
         kwargs, parameters = self._arguments.merged(where)
         # An empty one (PGCONNECT_TIMEOUT= in the environment) is none, and libpq refuses it.
-        kwargs |= {
-            name: value for name, value in DEFAULTS.items() if not effective(parameters, name)
-        }
+        kwargs |= self._additions(parameters)
         given = kwargs.get("connect_timeout", effective(parameters, "connect_timeout"))
         if seconds is not None:
             kwargs["connect_timeout"] = _shorter(given, seconds)
         keeps_limits()
         connecting = gate.enter()  # what is interrupted here holds up no fork for long
         limit = Limit(_deadline(given, seconds))
+        factory = _OneConnect(self._factory)
+        returned = failure = None
         try:
-            conn = psycopg2.connect(connection_factory=self._factory, **kwargs)
+            returned = psycopg2.connect(connection_factory=factory, **kwargs)
         except psycopg2.Error as error:
-            conn, failure = None, self._arguments.censored(error)
-            if _was_never_sent(error, parameters):
-                mark(failure, FailureKind.MISTAKE)
+            failure = self._failure(error, parameters)
         except UnicodeDecodeError as error:
-            conn, failure = None, self._arguments.censored(_readable_error(error))
-        except TypeError as error:
-            mark(error, FailureKind.MISTAKE)  # of the connection_factory, or of the arguments
+            failure = self._arguments.censored(_readable_error(error))
+        except BaseException as error:
+            clear_driver_frames(error)
+            if isinstance(error, TypeError):  # of the connection_factory, or of the arguments
+                mark(error, FailureKind.MISTAKE)
             raise
         finally:
             limit.end()
             gate.leave(connecting)
-        if conn is None:
+            conn = factory.finish(failed=returned is None)
+        if failure is not None:
             try:
                 raise failure  # outside of its handler: the error itself would be its context
             finally:
                 del failure  # its traceback refers to this frame
+        return self._adopt(conn, returned)
+
+    def _adopt(self, conn: Connection | None, returned: Any) -> Connection:
+        """Return the connection that was made, ready to be lent as what the driver returned."""
+        from .cancelling import cancel_request  # not before the first connect
+
+        if conn is None and issubclass(type(returned), Tracked):
+            conn = returned
+        if conn is None:
+            return self._stand_in(returned)
+        conn.pool_socket = identity(conn.fileno())
         conn.pool_cancel_request = cancel_request(conn)
+        if conn is not returned:
+            conn.pool_proxy = LentProxy(returned, _wrapped_again)
+            self._note_proxy()
         return conn
+
+    def _failure(self, error: psycopg2.Error, parameters: Mapping[str, str]) -> psycopg2.Error:
+        """Return libpq's error as it is told, with what it means where its text does not say."""
+        failure = self._arguments.censored(error)
+        self._has_asked_terminal |= _KEY_UNREADABLE in str(failure)
+        shortage = _shortage(failure)
+        if shortage is not None:
+            return shortage
+        if _was_never_sent(error, parameters):
+            mark(failure, FailureKind.MISTAKE)
+        return failure
+
+    def _additions(self, parameters: Mapping[str, str]) -> dict[str, Any]:
+        """Return what is added where the program is silent."""
+        added: dict[str, Any] = {
+            name: value for name, value in DEFAULTS.items() if not effective(parameters, name)
+        }
+        if self._has_asked_terminal and not effective(parameters, "sslpassword"):
+            added["sslpassword"] = _ANY_PASS_PHRASE
+        return added
+
+    def _stand_in(self, foreign: Any) -> StandIn:
+        try:
+            stand_in = StandIn(foreign)
+        except TypeError as error:
+            mark(error, FailureKind.MISTAKE)
+            raise
+        if self._is_first_stand_in() and not connect_is_mock():
+            logger.warning(
+                "psycopg2.connect was replaced and returned a %s without a connection of the pool"
+                " inside: it is lent, but neither tested nor reset",
+                type(foreign).__name__,
+            )
+        self._note_proxy()
+        return stand_in
+
+    def _is_first_stand_in(self) -> bool:
+        try:
+            self._untold.pop()  # one thread gets it
+        except IndexError:
+            return False
+        return True
+
+    def _note_proxy(self) -> None:
+        if not self._meets_proxies:
+            self._on_proxy()
+            self._meets_proxies = True  # after it: another thread must not return before
 
     def prepare(self, conn: Connection) -> None:
         """Run ``configure``, commit what it left open, and remember the settings it made."""
+        if isinstance(conn, StandIn):
+            conn.prepare(self._configure)
+            return
         if self._configure is not None:
-            self._configure(conn)
+            _call_back(self._configure, conn)
             if conn.is_inherited():
                 raise psycopg2.OperationalError("the process was forked in configure")
             status = conn.get_transaction_status()
             if conn.closed:
                 raise psycopg2.OperationalError("the connection was lost in configure")
             if status == INERROR:
-                raise psycopg2.ProgrammingError("configure left a failed transaction behind")
+                raise _configure_failed("it left a failed transaction behind")
             if status != IDLE:
                 _end_transaction(conn, "commit")
         if not isinstance(conn.notices, list):
-            raise TypeError("configure must leave conn.notices a list")
+            raise _configure_failed("it must leave conn.notices a list")
         _forget_messages(conn)
         conn.pool_baseline = _settings(conn)
         conn.pool_home = self._home
@@ -190,8 +275,10 @@ class Connector:
         farewell for a notice and fails only at the end of the stream, which may
         come a moment later; so a notice is enough, as idle sessions get no others.
         """
-        if conn.closed:
+        if conn.closed or not owns_socket(conn):
             return False
+        if isinstance(conn, StandIn):
+            return True
         try:
             for _ in range(_MOST_POLLS):
                 if not _readable(conn.fileno()):
@@ -200,7 +287,8 @@ class Connector:
                 if conn.notices:
                     return False
                 _set_notifies(conn, Messages(conn))
-        except (psycopg2.Error, OSError, ValueError):
+        except (psycopg2.Error, OSError, ValueError) as error:
+            let_through(error)
             return False
         return True
 
@@ -209,8 +297,11 @@ class Connector:
 
         ``SELECT 1`` in one round trip, or the user's callable.
         """
+        if isinstance(conn, StandIn):
+            conn.validate(self.test_on_borrow)
+            return
         if callable(self.test_on_borrow):
-            self.test_on_borrow(conn)
+            _call_back(self.test_on_borrow, conn)
             if conn.get_transaction_status() != IDLE:
                 _end_transaction(conn, "rollback")
         else:
@@ -223,7 +314,7 @@ class Connector:
 
         As the last answer said; servers before PostgreSQL 14 do not say.
         """
-        if self._session_attrs not in _ROLES or conn.closed:
+        if self._session_attrs not in _ROLES or conn.closed or isinstance(conn, StandIn):
             return False
         standby = conn.get_parameter_status("in_hot_standby") or ""
         read_only = conn.get_parameter_status("default_transaction_read_only") or ""
@@ -231,7 +322,8 @@ class Connector:
 
     def forget_messages(self, conn: Connection) -> None:
         """Drop notices and notifications that came while the connection was idle."""
-        _forget_messages(conn)
+        if not isinstance(conn, StandIn):
+            _forget_messages(conn)
 
     # -- after a loan ------------------------------------------------------
 
@@ -241,12 +333,15 @@ class Connector:
         Costs a ROLLBACK if a transaction is open and nothing else, unless
         ``reset`` asks for more.  What ``reset`` raises is raised.
         """
+        if isinstance(conn, StandIn):
+            conn.clean(self.reset)
+            return
         if conn.get_transaction_status() != IDLE or conn.status != ext.STATUS_READY:
             _end_transaction(conn, "rollback")
         if _settings(conn) != conn.pool_baseline:
             _restore_settings(conn)
         if callable(self.reset):
-            self.reset(conn)
+            _call_back(self.reset, conn)
             if conn.get_transaction_status() != IDLE:
                 _end_transaction(conn, "rollback")
             if _settings(conn) != conn.pool_baseline:
@@ -270,9 +365,11 @@ class Connector:
     # -- closing -----------------------------------------------------------
 
     def close(self, conn: Connection) -> None:
-        """Close the socket; never blocks on the network and never raises an ordinary error."""
-        with contextlib.suppress(Exception):
+        """Close the socket; never blocks on the network, and raises no error of the driver."""
+        with suppress(psycopg2.Error, OSError):
             really_close(conn)
+        if conn.pool_proxy is not None:
+            conn.pool_proxy.release()  # a cycle otherwise
 
     def abort(self, conn: Connection, seconds: float) -> None:
         """Close a connection that may be in the middle of something, within ``seconds``.
@@ -280,8 +377,8 @@ class Connector:
         The server is asked to stop what it does.
         """
         ask_to_stop(conn, seconds)
-        with contextlib.suppress(Exception):
-            shut_down(conn.fileno())  # releases a thread that still waits for an answer
+        with suppress(psycopg2.Error, OSError):
+            shut_down(conn)  # releases a thread that still waits for an answer
         if may_close(conn, seconds):
             self.close(conn)
 
@@ -293,8 +390,40 @@ class Connector:
         """
         with twin:
             ask_to_stop(conn, seconds)
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 twin.shutdown(2)  # both ways
+
+
+class _OneConnect:
+    """The connection factory of one connect: remembers the connection that it made.
+
+    A tracer may keep it, in the arguments of the connect, and use it again.
+    """
+
+    __slots__ = ("_factory", "_finished", "_made")
+
+    def __init__(self, factory: Callable[..., Any]) -> None:
+        self._factory = factory
+        self._finished = False
+        self._made: Connection | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        returned = self._factory(*args, **kwargs)
+        if not self._finished:
+            self._made = inner_connection(returned)
+        return returned
+
+    def finish(self, *, failed: bool) -> Connection | None:
+        """Forget the connection and return it; close it if the connect ``failed`` afterwards."""
+        self._finished, made, self._made = True, self._made, None
+        if failed and made is not None:
+            really_close(made)
+        return made
+
+
+def _wrapped_again(conn: Connection) -> Any:
+    """Return what a tracer puts around an existing connection, which it takes for a new one."""
+    return psycopg2.connect(connection_factory=lambda *_, **__: conn, **conn.get_dsn_parameters())
 
 
 def _execute(conn: Connection, sql: str) -> None:
@@ -374,6 +503,22 @@ def _end_transaction(conn: Connection, how: Literal["commit", "rollback"]) -> No
         _execute(conn, how.upper())
 
 
+def _call_back(callback: Callable[[Connection], object], conn: Connection) -> None:
+    """Call a function of the program's with a connection; the server may be lost in it."""
+    try:
+        call_back(callback, conn)
+    except psycopg2.Error as error:
+        if conn.closed:
+            mark(error, FailureKind.CUT)
+        raise
+
+
+def _configure_failed(why: str) -> psycopg2.ProgrammingError:
+    error = psycopg2.ProgrammingError(f"configure failed: {why}")
+    mark(error, FailureKind.CALLBACK)
+    return error
+
+
 def _was_never_sent(error: psycopg2.Error, parameters: Mapping[str, str]) -> bool:
     """Tell whether libpq raised an error before it connected, in words that are not known."""
     if recognise(str(error)) is not None:
@@ -389,6 +534,27 @@ def _readable_error(error: UnicodeDecodeError) -> psycopg2.OperationalError:
     Before the login a server speaks in an encoding of its own.
     """
     return psycopg2.OperationalError(bytes(error.object).decode(error.encoding, "replace"))
+
+
+def _shortage(error: psycopg2.Error) -> psycopg2.Error | None:
+    """Return an error that tells what the process lacks; None if it lacks no descriptor.
+
+    libpq then says nothing at all, or what follows from that: that a name or a
+    user is not known.
+    """
+    text = str(error)
+    if none_left():
+        reason = f"the process has no file descriptor left; raise its limit, ulimit -n{limit()}"
+    elif not text:  # there are some again
+        reason = (
+            "libpq does not say why it could not begin to connect; the process may have had no file"
+            f" descriptor left: raise its limit, ulimit -n{limit()}"
+        )
+    else:
+        return None
+    told = psycopg2.OperationalError(f"{reason}: {text}" if text else reason)
+    mark(told, FailureKind.CUT)
+    return told
 
 
 def _readable(fd: int) -> bool:
@@ -416,4 +582,4 @@ def _deadline(connect_timeout: Any, seconds: float | None) -> float | None:
     except (TypeError, ValueError):  # unset or unreadable, which libpq tells better
         given = 0
     limits = [limit for limit in (given if given > 0 else None, seconds) if limit is not None]
-    return time.monotonic() + min(limits) if limits else None
+    return monotonic() + min(limits) if limits else None

@@ -13,7 +13,7 @@ import psycopg2
 
 from . import statements
 from .attempts import RETRIES, attempts
-from .connector import Connection
+from .connector import Borrowed, Connection
 from .pool import ConnectionPool
 from .scopes import Scope, current_scope
 from .statements import CursorFactory, Params, Sql
@@ -55,7 +55,7 @@ class PooledDatabase:
     # -- blocks ------------------------------------------------------------
 
     @contextmanager
-    def connection(self) -> Iterator[Connection]:
+    def connection(self) -> Iterator[Borrowed]:
         """Have the block's statements use one connection, and yield that.
 
         Commits nothing; what is open at the end is rolled back.  Inside another
@@ -75,7 +75,7 @@ class PooledDatabase:
         isolation_level: str | int | None = None,
         readonly: bool | None = None,
         deferrable: bool | None = None,
-    ) -> Iterator[Connection]:
+    ) -> Iterator[Borrowed]:
         """Have the block's statements be one transaction, and yield its connection.
 
         Commits at the end of the block, or rolls back on an exception.  Inside

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 from .care import Care
+from .connection import Tracked
 from .connector import Connection
 from .errors import PoolClosed, PoolError, PoolExhausted, PoolTimeout, TooManyRequests
 from .failure_kinds import FailureKind
-from .failures import classify, copy_error
+from .failures import classify, copy_error, is_interruption
 from .keyed import KeyedLoans
 from .loans import Loan, borrower, call_site
+from .log import logger
 from .options import PoolOptions
+from .proxies import find_record
 from .report import Report
 from .stats import Counters
 from .steps import Steps, run_blocking
@@ -27,8 +30,6 @@ from .store import Permit, Record, Store, ThreadWaiter, Waiter
 from .supply import Supply
 from .timing import Clock, Deadline
 from .upkeep import Upkeep
-
-logger = logging.getLogger("psycopg2_pool2")
 
 _CLOSED_BY_PROGRAM = 1  # psycopg2's connection.closed; 2 if the server has gone
 _LOOK_AGAIN = 0.5
@@ -73,14 +74,17 @@ class Desk:
         self._counters = counters
         self._observers = counters.observers
         self._clock = clock
-        self._keyed = KeyedLoans(store.lent.__contains__)
+        self._keyed = KeyedLoans(
+            store.lent.__contains__, functools.partial(find_record, records=store.lent)
+        )
         self._has_workers = supply.has_workers
         # Read for every loan.
-        self._lends_untested = options.test_on_borrow is False and supply.watches
+        self._tests = options.test_on_borrow is not False
         self._tests_always = options.test_on_borrow is not False and not options.test_idle_after
         self._test_timeout = options.test_timeout
         self._tracks_loans = options.tracks_loans
-        self._watched = supply.watches
+        #: Whether a hang-up marks the connection, so that it need not be probed.
+        self.watched = supply.watches
         # Whether a thread that waits has nothing to do before its first pause.
         self._pauses_first = supply.has_workers and not options.debug
         self._waiter: MakeThreadWaiter = _known_waiter if options.debug else ThreadWaiter
@@ -96,7 +100,7 @@ class Desk:
             if conn is None:
                 conn = self._wait_here(timeout, started)
                 now = self._clock()
-            if not self._lends_untested or conn.pool_record.attention:
+            if self._tests or conn.pool_record.attention or not self.watched:
                 # Not by a step, which would cost a tenth of the test.
                 fault = self._fault(conn, timeout - (now - started) if timeout else None, now)
                 if fault is not None:
@@ -109,7 +113,7 @@ class Desk:
             self._tell_wait(conn, started)
         if self._tracks_loans:
             self._note_loan(conn, Loan(self._clock()))
-        return conn
+        return conn if conn.pool_proxy is None else conn.pool_proxy.hand_out(conn)
 
     def lending(self, timeout: float | None, make_waiter: MakeWaiter) -> Steps[Connection]:
         """Do in steps what :meth:`lend` does; ``make_waiter`` is called if there is a wait."""
@@ -129,7 +133,7 @@ class Desk:
             self._tell_wait(conn, deadline.started)
         if loan is not None:
             self._note_loan(conn, loan)
-        return conn
+        return conn if conn.pool_proxy is None else conn.pool_proxy.hand_out(conn)
 
     def _count_failure(self, error: BaseException) -> None:
         self._counters.add("requests_errors")
@@ -149,7 +153,11 @@ class Desk:
         loan.since = self._clock()
         conn.pool_record.loan = loan
         if not self._has_workers:
-            self._upkeep.warn_of_leaks_in_passing()
+            try:
+                self._upkeep.warn_of_leaks_in_passing()
+            except BaseException:
+                self.put_back(conn)
+                raise
 
     def _lend_another(
         self,
@@ -222,7 +230,8 @@ class Desk:
         try:
             self._request(waiter)
             first = timeout if timeout and timeout < _LOOK_AGAIN else _LOOK_AGAIN
-            if self._pauses_first and not waiter.wait(first):
+            pauses = self._pauses_first and not self._supply.is_stranded
+            if pauses and not waiter.wait(first):
                 self._look_around(waiter, Deadline(timeout, self._clock, started))
             if waiter.item is None:
                 run_blocking(self._be_served(waiter, Deadline(timeout, self._clock, started)))
@@ -238,7 +247,7 @@ class Desk:
         """Pause, and look around, until a connection was handed over to a waiter in the queue."""
         while waiter.item is None:
             waiter.seconds = self._pause(waiter, deadline)
-            if not self._has_workers:
+            if self._supply.is_stranded:
                 waiter.seconds = yield from self._open_for(waiter, deadline)
             if not (yield waiter):
                 self._look_around(waiter, deadline)
@@ -248,7 +257,7 @@ class Desk:
         conn = self._store.leave(waiter)
         if conn is not None:
             self.put_back(conn)
-        elif not self._has_workers:
+        elif self._supply.is_stranded:
             self._supply.grow()  # the next one may use the room that he was about to
 
     def _request(self, waiter: Waiter[Connection]) -> None:
@@ -338,6 +347,8 @@ class Desk:
         try:
             self._supply.keep(self._supply.open(permit, seconds))
         except Exception as error:
+            if is_interruption(error):
+                raise
             return error if classify(error) is FailureKind.CALLBACK else None
         return None
 
@@ -358,7 +369,7 @@ class Desk:
                 return _TooOldError("its time is over")
             if test is None:
                 test = self._tests_always or self._needs_test(record)
-            if not test and not marked and self._watched:
+            if not test and not marked and self.watched:
                 return None
             seconds = self._test_timeout
             if most is not None and most < seconds:
@@ -418,19 +429,24 @@ class Desk:
 
     # -- taking back -------------------------------------------------------
 
-    def give_back(self, conn: Connection, record: Record) -> Sequence[Connection]:
+    def find_record(self, lent: Any) -> Record | None:
+        """Return the record of what was lent; None if it belongs to no pool."""
+        record: Record | None = find_record(lent, self._store.lent)
+        return record
+
+    def give_back(self, lent: Connection, record: Record) -> Sequence[Connection]:
         """Do what :meth:`Store.give_back` does, and tell how long the connection was used."""
         used = self._used(record)
         try:
-            return self._store.give_back(conn, record)
+            return self._store.give_back(_taken_in(lent, record), record)
         finally:
             self._tell_use(used)
 
-    def take_back(self, conn: Connection, record: Record, close: bool) -> None:
+    def take_back(self, lent: Connection, record: Record, close: bool) -> None:
         """Clean and keep a connection that the pool has claimed, or close it."""
         used = self._used(record)
         try:
-            self._take_back(conn, record, close)
+            self._take_back(_taken_in(lent, record), record, close)
         finally:
             self._tell_use(used)
 
@@ -474,13 +490,14 @@ class Desk:
             self._upkeep.warn_of_leaks_in_passing()
             self._upkeep.run_without_thread()
 
-    def detach(self, conn: Connection, record: Record) -> None:
+    def detach(self, lent: Connection, record: Record) -> None:
         """Strike a connection that the pool has claimed out of the books."""
-        self._end_loan(record)
+        conn = record.item()
         record.uses += 1
-        self._supply.unwatch(conn)
+        self._supply.unwatch(lent if conn is None else conn)
         self._counters.add("connections_detached")
         self._supply.release(record)
+        self._end_loan(record)  # last: it may log
 
     def _end_loan(self, record: Record) -> None:
         if record.key is not None:
@@ -523,6 +540,16 @@ class Desk:
 
 def _known_waiter(patient: bool) -> ThreadWaiter[Connection]:
     return ThreadWaiter(patient, borrower())
+
+
+def _taken_in(lent: Connection, record: Record) -> Connection:
+    """Return the pool's connection of a borrower's that has come back, or stands for it."""
+    conn: Connection = lent if issubclass(type(lent), Tracked) else record.item()
+    if conn is None:
+        return lent
+    if conn.pool_proxy is not None:
+        conn.pool_proxy.take_in(conn, lent)
+    return conn
 
 
 def _raise_if(error: BaseException | None) -> None:

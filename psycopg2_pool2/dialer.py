@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,14 +13,14 @@ from .care import Care
 from .connector import Connection, Connector
 from .endpoints import Choice, Endpoint, Endpoints
 from .failure_kinds import FailureKind
-from .failures import classify, copy_error, mark
+from .failures import classify, copy_error, is_interruption, mark
 from .inquiry import Inquiry
+from .log import logger
 from .monitor import Monitor, Timer
 from .silence import CAN_LOOK, SilenceWatch
 from .sockets import answers
+from .threads import is_own_thread
 from .timing import Clock
-
-logger = logging.getLogger("psycopg2_pool2")
 
 LOOKUP_TIMEOUT = 5.0
 """Seconds that looking a name up may take, and half of what a borrower has left."""
@@ -73,6 +72,11 @@ class Dialer:
         self._clock = clock
         self._inquiry = Inquiry(connector.parameters, clock)
 
+    @property
+    def looks(self) -> bool:
+        """Whether it is found out that an attempt makes no progress: where sockets can be told."""
+        return CAN_LOOK and self._monitor is not None and self._monitor.is_running
+
     def dial(
         self, seconds: float | None = None, on_stall: OnStall = _ignore
     ) -> tuple[Connection, Endpoint]:
@@ -91,7 +95,7 @@ class Dialer:
             try:
                 found = self._attempt(attempt, role, _Time(left, others), on_stall)
             except Exception as error:
-                if classify(error) is FailureKind.MISTAKE:
+                if classify(error) is FailureKind.MISTAKE or self._is_borrowers(error):
                     raise  # it would be the same anywhere
                 # Without its traceback, whose frames refer to this dictionary.
                 tried[choice] = copy_error(error)
@@ -110,10 +114,14 @@ class Dialer:
     def dial_at(
         self, endpoint: Endpoint, seconds: float | None = None, on_stall: OnStall = _ignore
     ) -> tuple[Connection, Endpoint]:
-        """Try this endpoint and no other."""
+        """Try this endpoint and no other, while others serve."""
         attempt = self._endpoints.begin_at(endpoint)
         role = self._endpoints.role_to_ask(endpoint)
-        return self._attempt(attempt, role, _Time(seconds, 0), on_stall)
+        try:
+            return self._attempt(attempt, role, _Time(seconds, 0), on_stall)
+        except Exception as error:
+            self._report({(endpoint, role): error})
+            raise
 
     def first_test_failed(self, endpoint: Endpoint, error: BaseException) -> None:
         """Note that a new connection failed its first test: as if it had not been opened."""
@@ -134,10 +142,12 @@ class Dialer:
     def _report(self, tried: dict[Choice, BaseException]) -> None:
         failed = {endpoint: error for (endpoint, _), error in tried.items()}
         for endpoint in self._endpoints.failures_to_report(failed):
+            kind = classify(failed[endpoint])
             logger.warning(
-                "pool %r: cannot connect to %s, others serve: %s",
+                "pool %r: cannot connect to %s (%s), others serve: %s",
                 self._name,
                 endpoint,
+                "unknown" if kind is None else kind.label,
                 self._connector.tell(failed[endpoint]),
             )
 
@@ -179,12 +189,17 @@ class Dialer:
         return conn, endpoint
 
     def _note_failure(self, attempt: Attempt, error: BaseException, time: _Time) -> None:
-        if not isinstance(error, Exception) and self._monitor is None:
-            self._endpoints.interrupted(attempt)  # its borrower was; the server is not to blame
+        if self._is_borrowers(error):
+            self._endpoints.interrupted(attempt)  # the server is not to blame
             return
         kind = self._kind_of(error, attempt.endpoint, time.seconds)
         self._endpoints.failed(attempt, error, kind)
         self._on_failed()
+
+    def _is_borrowers(self, error: BaseException) -> bool:
+        """Tell whether an error interrupted the borrower in whose thread the attempt is made."""
+        by_worker = self._monitor is not None and is_own_thread()
+        return not by_worker and is_interruption(error)
 
     def _kind_of(
         self, error: BaseException, endpoint: Endpoint, seconds: float | None
@@ -223,7 +238,7 @@ class Dialer:
     def _make_watch(self, endpoint: Endpoint, ends: bool, on_stall: OnStall) -> SilenceWatch | None:
         """Return a watch over an attempt, None where there is nobody to look at it."""
         user_timeout = self._connector.user_timeout
-        if not CAN_LOOK or self._monitor is None or not user_timeout or endpoint.address is None:
+        if not self.looks or not user_timeout or endpoint.address is None:
             return None
 
         def on_silence(watch: SilenceWatch) -> None:
@@ -266,7 +281,8 @@ class _Time:
 
 def _no_answer(endpoint: Endpoint, seconds: float) -> psycopg2.Error:
     """Return the error for a place where nobody answers, in libpq's words."""
-    address = f" ({endpoint.address})" if endpoint.host and endpoint.address else ""
+    is_name = endpoint.host and endpoint.address not in (None, endpoint.host)
+    address = f" ({endpoint.address})" if is_name else ""
     place = f'"{endpoint.host or endpoint.address}"{address}, port {endpoint.port}'
     error = psycopg2.OperationalError(
         f"connection to server at {place} failed: timeout expired, no answer within {seconds:.3g} s"

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from .interruptions import let_through
 from .resolv_conf import NameServer
 
 UDP_PAYLOAD = 1232
@@ -110,6 +111,7 @@ class Exchange:
                 raise UnusableReplyError("sent a truncated answer over TCP") from error
             raise TruncatedReplyError from error
         except Exception as error:
+            let_through(error)
             raise UnusableReplyError("sent a malformed answer") from error
         return message if self.request.is_response(message) else None
 
@@ -134,6 +136,7 @@ def records_of(message: Any) -> Records | None:
     try:
         chain = message.resolve_chaining()
     except Exception as error:
+        let_through(error)
         raise UnusableReplyError("sent a malformed answer") from error
     if chain.answer is None:
         if _is_lame(message):

@@ -9,8 +9,9 @@ from typing import Any
 from .dns_exchange import Records, additional_of
 from .dns_query import Reply, limited
 from .dns_questions import PATIENCE
+from .interruptions import let_through
 from .resolv_conf import Configuration
-from .timing import Deadline
+from .timing import Deadline, monotonic
 
 FIRST_SHARE = 0.75
 """Of the time for a name, what the first type may take: silence must not cost the other's."""
@@ -24,7 +25,7 @@ def ask_given(resolver: Any, name: str, kinds: Sequence[str], seconds: float) ->
     Blocks for at most ``seconds`` if the resolver keeps to its ``lifetime``.
     Whatever it raises is a complaint of the reply, never an error.
     """
-    deadline = Deadline(seconds, time.monotonic, time.monotonic())
+    deadline = Deadline(seconds, monotonic, monotonic())
     names = _candidates(resolver, name)
     failed: set[str] = set()
     complaints: list[str] = []
@@ -62,7 +63,7 @@ def _candidates(resolver: Any, name: str) -> list[Any]:
 
 def _ask_one(resolver: Any, name: Any, kinds: Sequence[str], seconds: float) -> Reply:
     """Ask for one type after the other."""
-    deadline = Deadline(seconds, time.monotonic, time.monotonic())
+    deadline = Deadline(seconds, monotonic, monotonic())
     records: dict[str, Records] = {}
     failed: set[str] = set()
     complaints: list[str] = []
@@ -78,6 +79,7 @@ def _ask_one(resolver: Any, name: Any, kinds: Sequence[str], seconds: float) -> 
         except _NoSuchNameError:
             break
         except Exception as error:
+            let_through(error)
             failed.add(kind)
             complaints.append(str(error) or type(error).__name__)
             was_silent |= _is_silence(error)

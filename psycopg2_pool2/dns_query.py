@@ -9,7 +9,6 @@ wait for it.
 from __future__ import annotations
 
 import selectors
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,8 +21,9 @@ from .dns_exchange import (
     records_of,
 )
 from .dns_questions import Candidate, Question
+from .interruptions import let_through
 from .resolv_conf import Configuration, NameServer
-from .timing import chance
+from .timing import chance, monotonic
 
 NEXT_SERVER = 1.0
 """Seconds that a name server may be silent, at most, before the next one is asked as well."""
@@ -205,6 +205,7 @@ class _Search:
         try:
             exchange = Exchange(request, server, is_tcp)
         except OSError as error:  # out of descriptors, or no IPv6
+            let_through(error)
             self._drop(question, server, _told(error), now)
             return
         question.exchanges[server] = exchange
@@ -245,6 +246,7 @@ class _Search:
         except UnusableReplyError as error:
             self._drop(question, exchange.server, str(error), now)
         except OSError as error:
+            let_through(error)
             self._drop(question, exchange.server, _told(error), now)
 
     def _ask_again(
@@ -324,12 +326,12 @@ def _rotated(configuration: Configuration) -> list[NameServer]:
 
 def _stopwatch() -> Callable[[float], float]:
     """Return a clock that goes on by what was waited for, even if the system's stands still."""
-    began = time.monotonic()
+    began = monotonic()
     waited = 0.0
 
     def read(seconds: float) -> float:
         nonlocal waited
         waited += seconds
-        return max(waited, time.monotonic() - began)
+        return max(waited, monotonic() - began)
 
     return read

@@ -7,7 +7,6 @@ in an :class:`~psycopg2_pool2.addresses.AddressBook`.
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 from collections.abc import Collection, Mapping
@@ -18,12 +17,12 @@ from .breaker import Attempt, CircuitBreaker, State, prompt_pause
 from .errors import HostResolutionError
 from .failure_kinds import FailureKind
 from .failures import copy_error
+from .log import logger
 from .login_backoff import LoginBackoff
 from .resolver import NoSuchHost, Resolver
 from .targets import Target, effective, read_targets
+from .text import in_one_line
 from .timing import Clock, chance, jitter
-
-logger = logging.getLogger("psycopg2_pool2")
 
 FULL_PAUSE = 1.0
 """Seconds without a new connection after the server said that it has no more room."""
@@ -216,8 +215,9 @@ class Endpoints:
 
         With ``unknown`` those of which nothing is known, until there is an
         endpoint.  One that another thread is looking up is left to that, if
-        anything is known of it.  Raises :class:`HostResolutionError` if there is
-        no endpoint in the end, the last one's.
+        anything is known of it and its reply need not be waited for.  Raises
+        :class:`HostResolutionError` if there is no endpoint in the end, the last
+        one's.
         """
         names = self._due(unknown)
         error: HostResolutionError | None = None
@@ -238,8 +238,13 @@ class Endpoints:
                 name
                 for name, book in self._books.items()
                 if (unknown and not book.known())
-                or (book.refresh_due(now) and name not in self._being_asked)
+                or (book.refresh_due(now) and self._may_ask_locked(name, book))
             ]
+
+    def _may_ask_locked(self, name: str, book: AddressBook) -> bool:
+        """Tell whether to ask for a name now, and not leave it to another thread that asks."""
+        # After `drain` nobody connects before the reply; that one may have begun before.
+        return book.awaits_reply or name not in self._being_asked
 
     def unanswered(self) -> HostResolutionError | None:
         """Return the error to tell while there is no endpoint yet, and names are looked up."""
@@ -264,7 +269,7 @@ class Endpoints:
                 book.failed(self._clock(), generation)
             if not isinstance(error, HostResolutionError):
                 raise
-            logger.debug("cannot look up %s: %s", name, error)
+            logger.debug("cannot look up %s: %s", name, in_one_line(str(error)))
             return error
         finally:
             with self._lock:

@@ -21,12 +21,16 @@ class PoolExhausted(PoolError):
 class PoolTimeout(PoolError):
     """No connection became free in time.
 
-    ``__cause__`` is the last error met while connecting, if there was one.
+    ``__cause__`` is the last error met while connecting, if there was one.  If
+    that is the server's, this is a :class:`psycopg2.OperationalError` too.
     """
 
 
 class _ServerTimeout(PoolTimeout, psycopg2.OperationalError):
     """A :class:`PoolTimeout` whose cause is the server's: it could not be connected to."""
+
+
+_ServerTimeout.__name__ = _ServerTimeout.__qualname__ = "PoolTimeout"
 
 
 class TooManyRequests(PoolError):

@@ -30,6 +30,12 @@ class FailureKind(enum.Enum):
     CALLBACK = "a callback of the program raised"
     MISTAKE = "libpq cannot use what it was given"
 
+    @property
+    def label(self) -> str:
+        """Return what it is called in logs, commands and the documentation."""
+        words = self.name.lower().replace("_", " ")
+        return {"login": "refused login", "role": "wrong role"}.get(words, words)
+
 
 # Compiled at their first use.  What stands between double quotes is gone before they are
 # compared: it is a name or a value, which may say anything.
@@ -55,6 +61,22 @@ _FULL = (
     r"|maximum number of client connections to the proxy"
     r"|rate of connection to proxy exceeded"
     r"|too many connections"
+    # PostgreSQL in other languages.  A limit of a role, of a database or of the reserved slots is
+    # told after the login, where the server cannot be asked for the SQLSTATE.  A dot stands for
+    # what another encoding may have spoilt.
+    r"|zu viele Verbindungen|verbleibenden Verbindungen sind"
+    r"|demasiadas conexiones para|conexiones restantes est|demasiados clientes"
+    r"|trop de connexions pour|emplacements de connexions? restants|trop de clients"
+    r"|troppe connessioni|rimanenti slot di connessione|troppi client"
+    r"|muitas conex.+es para|conex.+es restantes|muitos clientes conectados"
+    r"|f.r m.nga (uppkopplingar|klienter)|resterande anslutnings"
+    r"|zbyt wiele (po..cze.|klient.w)|.ok fazla (ba.lant.|istemci)"
+    r"|слишком много (подключений|клиентов)|оставшиеся слоты подключений"
+    r"|занадто багато підключень|забагато клієнтів|слоти підключень, які залишились"
+    r"|მეტისმეტად ბევრი (კავშირი|კლიენტ)|ძალიან ბევრი კავშირი"
+    r"|接続が多すぎます|残りの接続スロット|クライアント数が多すぎます"
+    r"|접속수를 초과|접속자 수를 초과|남은 연결 슬롯"
+    r"|连接太多|太多的客户|已保留的连接位置|連線過多|過多用戶端"
 )
 # Refused logins that may stand in the words of a pooler that says "not now" of itself.
 _LOGIN = (
@@ -220,7 +242,7 @@ def recognise(text: str) -> FailureKind | None:
     Knows the English messages of libpq, PostgreSQL, PgBouncer, PgCat, Odyssey,
     Supavisor, Neon, RDS Proxy and some others.  Thread-safe.
     """
-    attempts = _compiled(r"(?m)^(?=connection to server )").split(text)
+    attempts = _compiled(r"(?m)^\s*(?=connection to server )").split(text)
     kinds = {_recognise_one(attempt) for attempt in attempts}
     return next((kind for kind in _PRECEDENCE if kind in kinds), None)
 

@@ -9,11 +9,16 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import psycopg2
 
 from .errors import HostResolutionError
 from .failure_kinds import FailureKind, is_answer, of_sqlstate, recognise
+from .interruptions import raised_by_handler
+
+T = TypeVar("T")
 
 MOST_CAUSES = 10
 """How many causes of a cause are kept; they may go round in a circle."""
@@ -66,15 +71,29 @@ def classify(error: BaseException) -> FailureKind | None:
 
 def mark(error: BaseException, kind: FailureKind) -> None:
     """Note on an error what it means, where its text does not tell."""
+    object.__setattr__(error, "pool_failure_kind", kind)  # its own may refuse
+
+
+def is_interruption(error: BaseException) -> bool:
+    """Tell whether an error is neither the driver's, nor the system's, nor a callback's.
+
+    It is the program's own then, raised by a signal handler or by another thread,
+    and has to reach the borrower in whose thread it was raised.
+    """
+    if not isinstance(error, Exception) or raised_by_handler(error):
+        return True
+    known = isinstance(getattr(error, "pool_failure_kind", None), FailureKind)
+    return not known and not isinstance(error, (psycopg2.Error, OSError))
+
+
+def call_back(callback: Callable[..., T], *args: Any) -> T:
+    """Call a function of the program's; note on what it raises that it was the function's."""
     try:
-        error.pool_failure_kind = kind  # type: ignore[attr-defined]
-    except AttributeError:
-        pass  # of a class with slots
-
-
-def mark_callback(error: BaseException) -> None:
-    """Note that a callback of the program raised an error."""
-    mark(error, FailureKind.CALLBACK)
+        return callback(*args)
+    except Exception as error:
+        if not raised_by_handler(error):
+            mark(error, FailureKind.CALLBACK)
+        raise
 
 
 def copy_error(error: BaseException, causes: int = MOST_CAUSES) -> BaseException:
@@ -88,8 +107,10 @@ def copy_error(error: BaseException, causes: int = MOST_CAUSES) -> BaseException
     except Exception:  # a foreign exception that cannot be copied
         return error
     cause = error.__cause__
-    twin.__cause__ = copy_error(cause, causes - 1) if causes and cause is not None else None
-    twin.__suppress_context__ = True
+    cause = copy_error(cause, causes - 1) if causes and cause is not None else None
+    # As an exception of the program's may refuse new attributes: a frozen dataclass does.
+    object.__setattr__(twin, "__cause__", cause)
+    object.__setattr__(twin, "__suppress_context__", True)
     kind = getattr(error, "pool_failure_kind", None)
     if isinstance(kind, FailureKind):
         mark(twin, kind)  # psycopg2's errors lose what was added to them

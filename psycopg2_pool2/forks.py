@@ -23,10 +23,10 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 import weakref
 
 from .bell import Bell
+from .timing import monotonic
 
 LONGEST = 0.1
 """Seconds for which a connect may hold up a fork, and a fork a connect."""
@@ -38,7 +38,7 @@ class Connecting:
     __slots__ = ("__weakref__", "began", "ref", "thread")
 
     def __init__(self) -> None:
-        self.began = time.monotonic()
+        self.began = monotonic()
         self.thread = threading.get_ident()
         self.ref = weakref.ref(self)
 
@@ -83,8 +83,8 @@ class Gate:
     def close(self) -> None:
         """Let connects end, and none begin, until the fork is over."""
         self._closed = True
-        until = time.monotonic() + LONGEST
-        while not self._is_quiet() and (left := until - time.monotonic()) > 0:
+        until = monotonic() + LONGEST
+        while not self._is_quiet() and (left := until - monotonic()) > 0:
             self._left.wait(left, self._is_quiet)
 
     def open(self) -> None:
@@ -97,7 +97,7 @@ class Gate:
 
     def _is_quiet(self) -> bool:
         """Tell whether no other thread has just begun to connect."""
-        since, me = time.monotonic() - LONGEST, threading.get_ident()
+        since, me = monotonic() - LONGEST, threading.get_ident()
         for ref in list(self._connecting):
             connecting = ref()
             if connecting is None:

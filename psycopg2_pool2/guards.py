@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-import time
 import weakref
 from collections.abc import Callable
 from typing import Protocol
@@ -19,7 +18,9 @@ import psycopg2
 from psycopg2 import extensions as ext
 
 from .connector import Connection
-from .sockets import shut_down, twin_socket
+from .descriptors import SHORTAGE
+from .sockets import shut_down, socket_of
+from .timing import monotonic
 from .waits import Limit, WaitCallback, keeps_limits
 
 _LOOKS = 20
@@ -47,6 +48,8 @@ class SocketGuard:
        have it.
     3. If it was the enforcer, it shuts the socket down and then opens the gate,
        for which the thread waits.  So the connection is not closed in between.
+       While no descriptor is left for that it enters the guard again, and tries
+       again at its next look.
        The descriptor is asked for only then: if libpq has closed it upon an
        error, its number may be another connection's by now.
 
@@ -76,10 +79,11 @@ class Guards:
     """The guards of a process, which its monitor enforces.
 
     ``tick`` is how often it has to look, None while nothing is guarded;
-    ``look`` is called when that becomes more often.
+    ``look`` is called when that becomes more often, and returns whether the
+    monitor will: it may have no thread, and get none.
     """
 
-    def __init__(self, look: Callable[[], None]) -> None:
+    def __init__(self, look: Callable[[], bool]) -> None:
         self.tick: float | None = None
         self._look = look
         self._guarded: set[weakref.ref[SocketGuard]] = set()
@@ -87,19 +91,25 @@ class Guards:
     def __len__(self) -> int:
         return len(self._guarded)
 
-    def guard(self, conn: Connection, seconds: float) -> SocketGuard:
-        """Put a limit on what is done next with a connection; to be lifted in any case."""
+    def guard(self, conn: Connection, seconds: float) -> Guard:
+        """Put a limit on what is done next with a connection; to be lifted in any case.
+
+        Without anybody to enforce it, it is one that this thread keeps itself.
+        """
         guard = SocketGuard()  # without __init__: it is on the way of every test
         guard.guarded = self._guarded
         guard.conn = conn
-        guard.deadline = time.monotonic() + seconds
+        guard.deadline = monotonic() + seconds
         guard.ref = ref = weakref.ref(guard)
         self._guarded.add(ref)
         if self.tick is None or seconds < self.tick * _LOOKS:
             # The monitor looks regularly while anything is guarded, and once
             # after: a wake-up for each test would cost more than the test.
             self.tick = seconds / _LOOKS
-            self._look()
+            if not self._look():
+                self.tick = None  # so that the next guard asks again
+                self._guarded.discard(ref)
+                return LocalGuard(conn, seconds)
         return guard
 
     def rest(self) -> bool:
@@ -128,10 +138,25 @@ class Guards:
         with contextlib.suppress(KeyError):  # else its thread was faster
             self._guarded.remove(guard.ref)
             try:
-                with contextlib.suppress(OSError, psycopg2.Error):
-                    shut_down(guard.conn.fileno())
+                if not _is_shut_down(guard.conn):
+                    # The thread still waits for its answer.  If it has lifted the guard
+                    # meanwhile, the connection is given up, and the guard goes with its frame.
+                    self._guarded.add(guard.ref)
             finally:
                 guard.gate.release()
+
+
+def _is_shut_down(conn: Connection) -> bool:
+    """Shut a socket down; return False if that has to be tried again, for want of a descriptor."""
+    try:
+        shut_down(conn)
+    except ImportError:  # no descriptor is left to read the module that knows sockets
+        return False
+    except OSError as error:
+        return error.errno not in SHORTAGE
+    except psycopg2.Error:
+        pass  # it is closed
+    return True
 
 
 def _nothing() -> None:
@@ -153,7 +178,7 @@ class LocalGuard:
 
     def __init__(self, conn: Connection, seconds: float) -> None:
         self._conn = conn
-        self.deadline = time.monotonic() + seconds
+        self.deadline = monotonic() + seconds
         self._undo: Callable[[], object]
         if keeps_limits():
             self._undo = Limit(self.deadline, conn).end
@@ -166,7 +191,7 @@ class LocalGuard:
     def lift(self) -> bool:
         """See :meth:`Guard.lift`."""
         self._undo()
-        return bool(self._conn.closed) and time.monotonic() >= self.deadline
+        return bool(self._conn.closed) and monotonic() >= self.deadline
 
 
 def _is_alone() -> bool:
@@ -197,8 +222,8 @@ def _exchange_user_timeout(conn: Connection, milliseconds: int) -> int | None:
     option = getattr(socket, "TCP_USER_TIMEOUT", None)
     if option is None or conn.closed:  # not Linux
         return None
-    with contextlib.suppress(OSError), twin_socket(conn.fileno()) as twin:  # or a Unix socket
-        before = twin.getsockopt(socket.IPPROTO_TCP, option)
-        twin.setsockopt(socket.IPPROTO_TCP, option, milliseconds)
+    with contextlib.suppress(OSError), socket_of(conn) as sock:  # or a Unix socket
+        before = sock.getsockopt(socket.IPPROTO_TCP, option)
+        sock.setsockopt(socket.IPPROTO_TCP, option, milliseconds)
         return before
     return None

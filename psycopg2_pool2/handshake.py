@@ -13,12 +13,13 @@ import os
 import re
 import struct
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from .failure_kinds import FailureKind, of_sqlstate, recognise
+from .interruptions import let_through
 from .targets import effective, is_socket, numeric
+from .timing import monotonic
 
 if TYPE_CHECKING:
     import socket
@@ -92,7 +93,7 @@ def ask(
     the connection breaks or if what comes is no answer of PostgreSQL;
     :class:`psycopg2.ProgrammingError` if the service file cannot be read.
     """
-    deadline = time.monotonic() + seconds
+    deadline = monotonic() + seconds
     settings = _Settings(parameters, environ)
     target = _Target(host, address, port)
     said: list[Answer] = []
@@ -101,6 +102,7 @@ def ask(
         try:
             said.append(_ask_by(way, settings, target, deadline))
         except OSError as error:
+            let_through(error)
             failed.append(error)
         else:
             if not _depends_on_tls(said[-1]):
@@ -374,7 +376,7 @@ class _Line:
 
     def _arm(self) -> socket.socket:
         """Return the socket, whose next act ends at the deadline."""
-        left = self._deadline - time.monotonic()
+        left = self._deadline - monotonic()
         if left <= 0:
             raise TimeoutError("the server did not answer in time")
         self._connection.settimeout(left)

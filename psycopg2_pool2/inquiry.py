@@ -24,6 +24,7 @@ import psycopg2
 
 from .failure_kinds import FailureKind
 from .failures import classify
+from .interruptions import let_through
 from .timing import Clock
 
 if TYPE_CHECKING:
@@ -93,9 +94,11 @@ class Inquiry:
 
         try:
             answer = ask(self._parameters, endpoint.host, endpoint.address, endpoint.port, seconds)
-        except TimeoutError:
+        except TimeoutError as error:
+            let_through(error)
             return FailureKind.SILENT
-        except (OSError, psycopg2.Error):
+        except (OSError, psycopg2.Error) as error:
+            let_through(error)
             return FailureKind.CUT
         if answer.takes_logins:
             return self._of_up(words, endpoint)

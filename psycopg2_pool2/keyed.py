@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable
+from operator import attrgetter
 from typing import Any
 
 from .bell import Bell
@@ -15,11 +16,12 @@ _LOOK_AGAIN = 0.5
 class _KeyedLoan:
     """What is borrowed under one key; the bell rings when that is known."""
 
-    __slots__ = ("bell", "conn", "settled")
+    __slots__ = ("bell", "conn", "record", "settled")
 
     def __init__(self) -> None:
         # Held strongly, as psycopg2 does: a program may know it by its key alone.
         self.conn: Any = None
+        self.record: Any = None
         self.settled = False
         self.bell = Bell()
 
@@ -36,8 +38,13 @@ class KeyedLoans:
     tries.
     """
 
-    def __init__(self, is_lent: Callable[[Any], bool]) -> None:
+    def __init__(
+        self,
+        is_lent: Callable[[Any], bool],
+        record_of: Callable[[Any], Any] = attrgetter("pool_record"),
+    ) -> None:
         self._is_lent = is_lent  # whether the connection of a record still is in use
+        self._record_of = record_of
         self._lock = threading.RLock()
         self._loans: dict[Hashable, _KeyedLoan] = {}
 
@@ -64,22 +71,22 @@ class KeyedLoans:
             conn = loan.conn
             if conn is not None and self._loans.get(key) is loan:
                 # Else the thread that returned it was interrupted.
-                if self._is_lent(conn.pool_record):
+                if self._is_lent(loan.record):
                     return conn
             self._drop(key, loan)  # it failed, or came back
 
     def end(self, record: Any) -> None:
         """Free the key of a connection that comes back."""
         loan = self._loans.get(record.key)
-        if loan is not None and loan.conn is not None and loan.conn.pool_record is record:
+        if loan is not None and loan.record is record:
             self._drop(record.key, loan)
         record.key = None
 
     def _borrow(self, key: Hashable, loan: _KeyedLoan, borrow: Callable[[], Any]) -> Any:
         conn = borrow()
-        record = conn.pool_record
+        record = self._record_of(conn)
         record.key, record.attention = key, True  # so that end() is called
-        loan.conn = conn
+        loan.record, loan.conn = record, conn
         return conn
 
     def _drop(self, key: Hashable, loan: _KeyedLoan) -> None:

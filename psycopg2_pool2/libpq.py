@@ -6,13 +6,12 @@ ctypes releases the interpreter's lock for the duration of each call.
 from __future__ import annotations
 
 import functools
-import logging
 import struct
 from typing import Any
 
 import psycopg2
 
-logger = logging.getLogger("psycopg2_pool2")
+from .log import logger
 
 READING = 1
 WRITING = 2

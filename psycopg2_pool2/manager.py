@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import os
 import threading
 import weakref
@@ -13,10 +12,11 @@ from typing import Any
 from . import checks
 from .configuration import Config, Configuration, read_configuration
 from .errors import PoolError
-from .failures import copy_error
+from .failures import copy_error, is_interruption
+from .hidden import hidden_config
+from .log import logger
 from .pool import ConnectionPool
-
-logger = logging.getLogger("psycopg2_pool2")
+from .processes import process_lock
 
 _FEW = 16
 
@@ -97,13 +97,15 @@ class PoolManager:
 
     def _begin_process(self) -> None:
         """Start with free locks; again in a forked child, where their holders do not exist."""
-        self._pid = os.getpid()
         self._lock = threading.RLock()  # a finalizer may ask for a pool, in any section
         self._making: dict[str, _Making] = {}
+        self._pid = os.getpid()  # last: other threads go by it
 
     def _notice_fork(self) -> None:
         if os.getpid() != self._pid:  # a fork that Python was not told of
-            self._begin_process()
+            with process_lock():
+                if os.getpid() != self._pid:  # else another thread was faster
+                    self._begin_process()
 
     def get_pool(self, config: Config, force_reload: bool = False) -> ConnectionPool:
         """Return the pool for a configuration, made if there is none.
@@ -123,6 +125,7 @@ class PoolManager:
         for what has no canonical form; then nothing is kept.
         """
         self._notice_fork()
+        config = hidden_config(config)
         configuration = read_configuration(config)
         after = next(self._sequence) if force_reload else 0
         pool = self._find(configuration.key, after)
@@ -196,7 +199,8 @@ class PoolManager:
                 entry = _Entry(configuration, begun, ConnectionPool(**configuration.arguments))
                 return self._put(entry, after)
             except Exception as failure:
-                error = copy_error(failure)  # without a traceback, which would lead back here
+                if not is_interruption(failure):  # which is this thread's alone
+                    error = copy_error(failure)  # without a traceback, which would lead back here
                 raise
             finally:
                 making.owner = None
@@ -298,4 +302,5 @@ def get_pool(config: Config, force_reload: bool = False) -> ConnectionPool:
 
     See :meth:`PoolManager.get_pool`.
     """
+    config = hidden_config(config)
     return default_manager.get_pool(config, force_reload)

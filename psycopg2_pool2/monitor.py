@@ -11,21 +11,27 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
+import math
 import os
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from .ending import has_stopped_others, start, starts_no_threads
+from .descriptors import Identity, identity
 from .guards import Guards
+from .log import Seldom, logger
+from .processes import process_lock
+from .threads import OwnThread, has_stopped_others
+from .timing import Clock, SteadyClock, bounded, monotonic
 from .watch import QueueSleeper, Sleeper, can_watch, make_sleeper
-from .workers import BASE, Workers, rest_if_copied
-
-logger = logging.getLogger("psycopg2_pool2")
+from .workers import BASE, CANNOT_START, Workers, rest_if_copied, warn_of_shortage
 
 _RELIEF_INTERVAL = 0.05
+LONGEST_PAUSE = 3600.0
+"""Seconds after which a timer fires, and the monitor wakes up, at the latest."""
 
 
 class Timer:
@@ -56,19 +62,22 @@ class Monitor:
     queues and a lock that may be re-entered.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock = monotonic) -> None:
         self.pid = os.getpid()
         self._abandoned = False
         self.workers = Workers()
         self._sleeper: Sleeper = make_sleeper()
-        self._lock = threading.RLock()  # guards starting and stopping, and the heap
+        self._lock = threading.RLock()  # guards starting and stopping, the heap and the clock
+        self._clock = SteadyClock(clock)
         self._thread: threading.Thread | None = None
         self._clients: dict[weakref.ref[Any], int] = {}
         self._timers: list[tuple[float, int, Timer]] = []
         self._sequence = itertools.count()
         self._wakes_at = 0.0
         self._relief_due = 0.0
-        self._watched: dict[int, Callable[[], object]] = {}
+        self._watched: dict[int, tuple[Identity | None, Callable[[], object]]] = {}
+        self._doubts: deque[Callable[[], object]] = deque()  # to be called, as after a hang-up
+        self._failure = Seldom(20.0)
         self.guards = Guards(self._look)
 
     # -- clients -----------------------------------------------------------
@@ -76,19 +85,20 @@ class Monitor:
     def serve(self, client: Any, num_workers: int) -> bool:
         """Run as long as ``client`` lives, or until it is dismissed; with so many workers.
 
-        Returns False if there will be no thread, because the interpreter ends.
+        Returns False if the thread cannot be started now.  Any later call that
+        needs it tries again.
         """
         with self._lock:
             self._clients[weakref.ref(client, self._forget)] = num_workers
             self._set_base_locked()
-            return self._start_locked()
+        return self._ensure_running()
 
     def dismiss(self, client: Any) -> None:
         """Stop running for this client; harmless when repeated."""
         with self._lock:
             self._clients.pop(weakref.ref(client), None)
             self._set_base_locked()
-        self._sleeper.wake()
+        self._wake()
 
     def _forget(self, ref: weakref.ref[Any]) -> None:
         if has_stopped_others():
@@ -96,7 +106,7 @@ class Monitor:
         with self._lock:
             self._clients.pop(ref, None)
             self._set_base_locked()
-        self._sleeper.wake()
+        self._wake()
 
     def _set_base_locked(self) -> None:
         self.workers.base = max([BASE, *self._clients.values()])
@@ -104,41 +114,58 @@ class Monitor:
     # -- services ----------------------------------------------------------
 
     def submit(self, job: Callable[[], object]) -> None:
-        """Have ``job`` run by a worker; here if the interpreter ends and none is free."""
+        """Have ``job`` run by a worker, as soon as there is one."""
         if self._abandoned:
             return
-        with self._lock:
-            self._start_locked()
+        self._ensure_running()
         self.workers.submit(job)
-        if starts_no_threads() and threading.current_thread() is not self._thread:
-            self.workers.help()
-        elif self.workers.crowded:
-            self._sleeper.wake()  # to look whether the workers are stuck
+        self._notice_crowd()
+
+    def offer(self, job: Callable[[], object]) -> bool:
+        """Have ``job`` run by a worker; False if no thread can be had, and it will not be run."""
+        if self._abandoned:
+            return True  # nobody else runs it either
+        self._ensure_running()
+        taken = self.workers.offer(job)
+        self._notice_crowd()
+        return taken
+
+    def _notice_crowd(self) -> None:
+        if self.workers.crowded:
+            self._wake()  # to look whether the workers are stuck
 
     def call_later(self, seconds: float, method: Callable[[], object]) -> Timer:
-        """Have a bound method called by a worker in ``seconds``."""
-        timer = Timer(time.monotonic() + seconds, method)
+        """Have a bound method called by a worker in ``seconds``, an hour at most."""
         with self._lock:
+            timer = Timer(self._clock() + bounded(seconds, LONGEST_PAUSE), method)
             heapq.heappush(self._timers, (timer.when, next(self._sequence), timer))
             early = timer.when < self._wakes_at
-            if self._thread is not None:
-                self._start_locked()  # if it has died
+            needed = bool(self._clients)
+        if needed:
+            self._ensure_running()
         if early:
-            self._sleeper.wake()
+            self._wake()
         return timer
 
     @property
     def watches(self) -> bool:
-        """Whether :meth:`watch` works on this system."""
+        """Whether :meth:`watch` works on this system, while the monitor :attr:`is_running`."""
         return self._sleeper.watches
 
-    def watch(self, fd: int, on_hangup: Callable[[], object]) -> None:
-        """Call ``on_hangup`` in the monitor's thread when the peer may have closed the socket.
+    @property
+    def is_running(self) -> bool:
+        """Whether its thread is there."""
+        thread = self._thread
+        return thread is not None and thread.is_alive()
 
-        It must neither block nor hold what it is about strongly.
+    def watch(self, fd: int, on_hangup: Callable[[], object]) -> None:
+        """Call ``on_hangup``, mostly in the monitor's thread, when the socket may be closed.
+
+        By its peer, or by a program that closes what it did not open.  It must
+        neither block nor hold what it is about strongly.
         """
-        self._watched[fd] = on_hangup
-        self._sleeper.watch(fd)
+        self._watched[fd] = identity(fd), on_hangup
+        self._own_sleeper().watch(fd)
 
     @property
     def is_outdated(self) -> bool:
@@ -148,12 +175,65 @@ class Monitor:
     def unwatch(self, fd: int) -> None:
         """Forget the socket; call before it is closed."""
         self._watched.pop(fd, None)
-        self._sleeper.unwatch(fd)
+        sleeper = self._sleeper
+        if sleeper.is_whole():
+            sleeper.unwatch(fd)
 
-    def _look(self) -> None:
+    def _look(self) -> bool:
+        runs = self._ensure_running()
+        self._wake()
+        return runs
+
+    # -- descriptors that the program closed ---------------------------------
+
+    def _wake(self) -> None:
+        sleeper = self._sleeper
+        if not sleeper.wake():
+            self._renew(sleeper).wake()
+
+    def _own_sleeper(self) -> Sleeper:
+        """Return the sleeper, or a new one if its descriptors are not its own any more."""
+        sleeper = self._sleeper
+        return sleeper if sleeper.is_whole() else self._renew(sleeper)
+
+    def _renew(self, lost: Sleeper) -> Sleeper:
+        """Go on with new descriptors, and doubt every socket, since somebody closes them."""
+        if self.pid != os.getpid():
+            return QueueSleeper()  # the child of a fork that has not been noticed yet
         with self._lock:
-            self._start_locked()
-        self._sleeper.wake()
+            if self._sleeper is not lost:
+                return self._sleeper
+            sleeper = make_sleeper()
+            try:
+                self._watch_again_locked(sleeper)
+            except BaseException:
+                sleeper.close()
+                raise
+            self._sleeper = sleeper
+            if self._thread is not threading.current_thread():
+                self._thread = None  # nothing is sure to end its sleep in the lost one
+            served = bool(self._clients)
+        lost.close()
+        if served:
+            self._ensure_running()
+        self._tell_doubts()
+        return sleeper
+
+    def _watch_again_locked(self, sleeper: Sleeper) -> None:
+        for fd, (own, on_hangup) in list(self._watched.items()):
+            self._doubts.append(on_hangup)
+            if own is not None and identity(fd) == own:
+                sleeper.watch(fd)
+            else:
+                del self._watched[fd]
+
+    def _tell_doubts(self) -> None:
+        while self._doubts:
+            try:
+                on_hangup = self._doubts.popleft()
+            except IndexError:
+                break  # another thread tells the last one
+            on_hangup()
 
     def abandon(self) -> None:
         """Do nothing any more and give the descriptors up.
@@ -168,20 +248,42 @@ class Monitor:
 
     # -- the thread --------------------------------------------------------
 
-    def _start_locked(self) -> bool:
-        """Have the thread run; False if the interpreter ends."""
-        if self._abandoned or (self._thread is not None and self._thread.is_alive()):
-            return True
-        self._thread = threading.Thread(
-            target=self._run, name="psycopg2_pool2-monitor", daemon=True
-        )
-        return start(self._thread)
+    def _ensure_running(self) -> bool:
+        """See that the thread is there; False if it cannot be started."""
+        if self._abandoned:
+            return False
+        with self._lock:
+            error = None if self.is_running else self._start_locked()
+        if error is not None:
+            warn_of_shortage(error)
+        return error is None
+
+    def _start_locked(self) -> BaseException | None:
+        before, thread = self._thread, OwnThread(self._run, "monitor")
+        self._thread = thread
+        try:
+            thread.start()
+        except CANNOT_START as error:
+            if self._thread is thread:  # else re-entered, and another was started
+                self._thread = before
+            return error
+        return None
 
     def _run(self) -> None:
-        while not self._abandoned and not self._run_safely():
+        while self._is_on_duty() and not self._run_safely():
             pass
         rest_if_copied(self.pid)
-        self.workers.stop()
+        if self._thread is None or self._abandoned:
+            self.workers.stop()
+        else:
+            self._wake()  # it may have been the other that was to wake up
+
+    def _is_on_duty(self) -> bool:
+        """Tell whether this thread is the one that serves.
+
+        Another is if whoever started this one was interrupted before it was seen to run.
+        """
+        return self._thread is threading.current_thread() and not self._abandoned
 
     def _finished(self) -> bool:
         with self._lock:
@@ -199,36 +301,44 @@ class Monitor:
                 return True
             self._run_once()
         except BaseException:  # an asynchronous one too: pools rely on this thread
-            logger.exception("the monitor failed; it goes on")
+            level = logging.ERROR if self._failure.is_due() else logging.DEBUG
+            logger.log(level, "the monitor failed; it goes on", exc_info=True)
             time.sleep(_RELIEF_INTERVAL)
         return False
 
     def _run_once(self) -> None:
-        for fd in self._sleeper.sleep(self._pause()):
+        sleeper = self._own_sleeper()
+        hung_up = sleeper.sleep(self._pause())
+        if sleeper is not self._sleeper:
+            self._ensure_running()  # another thread has replaced it, and this one too
+            return
+        self._tell_doubts()  # of which a thread was interrupted
+        for fd in hung_up:
             # Not taken out: a descriptor shared with a forked child can report
             # for its predecessor, so that the pool may find it alive.
-            on_hangup = self._watched.get(fd)
+            _, on_hangup = self._watched.get(fd, (None, None))
             if on_hangup is not None:
                 on_hangup()
-        now = time.monotonic()
+        with self._lock:
+            now = self._clock()
         while (timer := self._first_due(now)) is not None:
             self.workers.submit(timer.fire)
             timer.submitted = True  # only now: an interruption loses none
-        self.guards.enforce(now)
+        self.guards.enforce(monotonic())
         if now >= self._relief_due:
             self._relief_due = now + _RELIEF_INTERVAL
             self.workers.relieve()
 
     def _pause(self) -> float | None:
         with self._lock:
-            now = time.monotonic()
+            now = self._clock()
             pauses = [self._timers[0][0] - now] if self._timers else []
             if self.guards.tick is not None:
                 pauses.append(self.guards.tick)
             if self.workers.busy:
                 pauses.append(_RELIEF_INTERVAL)
-            pause = max(0.0, min(pauses)) if pauses else None
-            self._wakes_at = float("inf") if pause is None else now + pause
+            pause = bounded(min(pauses), LONGEST_PAUSE) if pauses else None
+            self._wakes_at = math.inf if pause is None else now + pause
             return pause
 
     def _first_due(self, now: float) -> Timer | None:
@@ -239,11 +349,18 @@ class Monitor:
 
 
 _monitor: Monitor | None = None
-_making = threading.Lock()
 
 
 def get_monitor() -> Monitor:
     """Return the monitor of this process; it has no thread before it has a client."""
+    monitor = _monitor
+    if monitor is None or monitor.pid != os.getpid() or monitor.is_outdated:
+        with process_lock():
+            monitor = _replaced_monitor()
+    return monitor
+
+
+def _replaced_monitor() -> Monitor:
     global _monitor
     if _monitor is not None and _monitor.pid != os.getpid():
         _after_fork_in_child()  # a fork that Python was not told of
@@ -251,17 +368,15 @@ def get_monitor() -> Monitor:
         _monitor.abandon()
         _monitor = None
     if _monitor is None:
-        with _making:
-            if _monitor is None:
-                _monitor = Monitor()
+        _monitor = Monitor()
     return _monitor
 
 
 def _after_fork_in_child() -> None:
-    global _monitor, _making
+    global _monitor
     # The parent's thread does not exist here, and its locks may be held for ever.
     # Only this process's copies of the descriptors are closed.
-    inherited, _monitor, _making = _monitor, None, threading.Lock()
+    inherited, _monitor = _monitor, None
     if inherited is not None:
         inherited.abandon()
 

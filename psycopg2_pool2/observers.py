@@ -9,7 +9,8 @@ import logging
 import threading
 from typing import Protocol
 
-logger = logging.getLogger("psycopg2_pool2")
+from .interruptions import let_through
+from .log import logger
 
 
 class Observer(Protocol):
@@ -85,7 +86,8 @@ class Observers:
     def _tell_one(self, observer: Observer, event: str, *seconds: float) -> None:
         try:
             getattr(observer, event)(*seconds)
-        except Exception:
+        except Exception as error:
+            let_through(error)
             level = logging.DEBUG if self._has_warned else logging.WARNING
             self._has_warned = True
             logger.log(level, "pool %r: %r failed", self._name, observer, exc_info=True)

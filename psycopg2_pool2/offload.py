@@ -16,16 +16,14 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 import os
 import threading
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from .futures import futures_of
+from .log import logger
 from .workers import Workers
-
-logger = logging.getLogger("psycopg2_pool2")
 
 T = TypeVar("T")
 

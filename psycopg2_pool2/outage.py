@@ -9,9 +9,8 @@ from collections.abc import Callable
 
 from .failure_kinds import FailureKind
 from .failures import classify, copy_error
+from .log import logger
 from .timing import Clock
-
-logger = logging.getLogger("psycopg2_pool2")
 
 REMEMBERED = 0.25
 """Seconds that a mistake is told to newcomers instead of being tried again."""
@@ -95,4 +94,11 @@ class Outage:
             if warns:
                 self._silent_until = now + LONG_ENOUGH
         level = logging.WARNING if warns else logging.DEBUG
-        logger.log(level, "pool %r: cannot connect: %s", self._name, self._tell(kept))
+        kind = classify(kept)
+        logger.log(
+            level,
+            "pool %r: cannot connect (%s): %s",
+            self._name,
+            "unknown" if kind is None else kind.label,
+            self._tell(kept),
+        )

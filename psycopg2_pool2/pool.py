@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 import os
 import sys
-import time
 import weakref
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -22,23 +22,27 @@ from .blocks import LoanBlock, TransactionBlock
 from .breaker import CircuitBreaker
 from .care import Care
 from .connection import Tracked
-from .connector import Connection, Connector, Reset, Test
+from .connector import Borrowed, Connection, Connector, Reset, Test
 from .desk import Desk, MakeWaiter
-from .ending import has_stopped_others, starts_no_threads
 from .endpoints import Endpoints
 from .errors import PoolClosed, PoolError
 from .failures import says_lost
+from .hidden import hidden
 from .monitor import Monitor, get_monitor
 from .observers import Observer, Observers
 from .options import PoolOptions
+from .processes import NO_MARK, ThisProcess, process_lock
+from .proxies import lent_instead, real_connection
 from .report import Report
 from .resolver import Resolver
-from .sockets import cut_off
+from .sockets import cut_off, owns_socket
 from .stats import Counters
 from .steps import Steps
 from .store import Record, Store
 from .supply import Supply
-from .timing import Clock, ClockJumps, Deadline, wakeful_clock
+from .threads import has_stopped_others
+from .timing import Clock, ClockJumps, Deadline, monotonic, wakeful_clock
+from .under_uwsgi import may_run_threads, warn_of_missing_threads
 from .upkeep import Upkeep
 
 if TYPE_CHECKING:
@@ -96,7 +100,8 @@ class ConnectionPool:
         How often to test what stays idle.  0: never.
     ``configure``
         Called with each new connection before its first use; a transaction that
-        it leaves open is committed.  What it raises reaches the borrowers.
+        it leaves open is committed.  If it raises, another connection is tried
+        until the borrower's time is over, which then gets that error as it is.
     ``reset``
         What is done on return beside ROLLBACK and putting psycopg2's settings
         back.  ``"session"``: DISCARD ALL.  A callable gets the connection; if it
@@ -128,7 +133,7 @@ class ConnectionPool:
     :class:`psycopg2.ProgrammingError` for a dsn that libpq cannot read.
     """
 
-    _clock: Clock = staticmethod(time.monotonic)
+    _clock: Clock = staticmethod(monotonic)
     _wakeful_clock: Clock = staticmethod(wakeful_clock)
 
     def __init__(
@@ -160,6 +165,8 @@ class ConnectionPool:
         name: str | None = None,
         **connect_kwargs: Any,
     ) -> None:
+        self.connect_kwargs = connect_kwargs
+        del connect_kwargs  # so that no traceback shows it: see hidden
         sizes = checks.sizes(minconn, maxconn)
         self._options = PoolOptions(
             idle_timeout=idle_timeout,
@@ -185,32 +192,44 @@ class ConnectionPool:
             name=name,
         ).checked()
         self._connector = Connector(
-            connect_kwargs,
+            hidden(self.connect_kwargs),
             connect_params=checks.function("connect_params", connect_params, None),
             configure=configure,
             test=test_on_borrow,
             reset=reset,
             home=weakref.ref(self) if close_returns else None,
+            on_proxy=functools.partial(_lend_proxies, weakref.ref(self)),
         )
-        connect_kwargs.setdefault("dsn", "")
+        self._lends_proxies = False
+        self.connect_kwargs.setdefault("dsn", "")
         if "connect_timeout" not in self._connector.parameters:
-            connect_kwargs.setdefault("connect_timeout", 5)
-        self.connect_kwargs = connect_kwargs
+            self.connect_kwargs.setdefault("connect_timeout", 5)
         self.name = name or f"pool-{next(_numbers)}"
         self._observers = Observers(self.name)
-        self._build(*sizes)
+        self._build_here(*sizes)
         _pools.add(self)
         self._open(background_prewarm)
 
+    def _build_here(self, minconn: int, maxconn: float, closed: bool = False) -> None:
+        """Put the parts together; *then* note that they are this process's.
+
+        In a child that was forked without Python's hooks other threads look at
+        the note meanwhile, and wait as long as it names the parent.
+        """
+        self._build(minconn, maxconn)
+        if closed:
+            self._store.close()
+        self._process = ThisProcess()
+        with self._observers.lock:
+            self._choose_path()
+
     def _build(self, minconn: int, maxconn: float) -> None:
         """Put the parts together; again in a forked child, which starts empty."""
-        options, clock = self._options, self._clock
-        self._pid = os.getpid()
-        has_workers = options.num_workers and not starts_no_threads()
-        monitor: Monitor | None = get_monitor() if has_workers else None
+        options, clock = self._options_here(), self._clock
+        monitor: Monitor | None = get_monitor() if options.num_workers else None
         counters = Counters(self._observers)
         store: Store[Connection] = Store(minconn, maxconn, clock)
-        endpoints = self._make_endpoints(monitor is not None)
+        endpoints = self._make_endpoints(options.num_workers)
         care = Care(self.name, self._connector, monitor, options.test_timeout, counters)
         supply = Supply(
             self.name,
@@ -236,21 +255,29 @@ class ConnectionPool:
         self._supply, self._upkeep, self._report = supply, upkeep, report
         self._started = self._prewarmed = False
         self._decides_at_return = options.decides_at_return
+        self._num_workers = options.num_workers
         # Bound once: looking them up is a sixth of the idle cycle.
         self._popleft = store.idle.popleft
         self._lend = store.lent.add
         self._claim = store.claim
-        self._choose_path()
 
-    def _make_endpoints(self, in_background: bool) -> Endpoints:
+    def _options_here(self) -> PoolOptions:
+        """Return the options, without workers where uWSGI lets no thread run."""
+        options = self._options
+        if not options.num_workers or may_run_threads():
+            return options
+        warn_of_missing_threads()
+        return options._replace(num_workers=0)
+
+    def _make_endpoints(self, num_workers: int) -> Endpoints:
         options = self._options
         return Endpoints(
             self._connector.parameters,
-            Resolver(options.resolver, may_wait=options.num_workers > 0),
+            Resolver(options.resolver, may_wait=num_workers > 0),
             options.address_timeout,
             options.breaker or CircuitBreaker(),
-            options.num_workers or sys.maxsize,  # without workers each opens his own
-            in_background,
+            num_workers or sys.maxsize,  # without workers each opens his own
+            num_workers > 0,
             self._clock,
         )
 
@@ -259,19 +286,25 @@ class ConnectionPool:
         observed = bool(self._observers.all)
         # Where the monitor watches the sockets, an idle connection without a mark
         # on its record may be lent as it is; elsewhere it is probed first.
-        self._lends_untested = (
+        self._desk.watched = self._started and self._supply.watches
+        lends_untested = (
             self._options.test_on_borrow is False
-            and self._supply.watches
+            and self._desk.watched
             and not self._options.tracks_loans
             and not observed
+            and not self._lends_proxies
         )
-        self._give_back = self._desk.give_back if observed else self._store.give_back
+        # Empty in a child, however it was forked, until the pool is its own.
+        self._lends_untested = self._process.mark if lends_untested else NO_MARK
+        at_desk = observed or self._lends_proxies
+        desk_of = functools.partial(_give_back_at_desk, weakref.ref(self))
+        self._give_back = desk_of if at_desk else self._store.give_back
 
     def _open(self, in_background: bool) -> None:
         """Begin to keep ``minconn`` open; unless in the background, open them here or raise."""
         if not in_background:
             self._prewarm()
-        self._start()
+        self._start_if_needed()  # else with the first borrow: no thread runs before that
 
     def _prewarm(self) -> None:
         try:
@@ -282,21 +315,32 @@ class ConnectionPool:
             raise
 
     def _start(self) -> None:
-        """Begin what goes on in the background."""
+        """Begin what goes on in the background; with the next borrow, if it cannot begin now."""
+        if self._store.closed:
+            return
         if self._monitor is not None and self._monitor is not get_monitor():
             self._rebuild()  # gevent has patched the process since
-        if self._monitor is not None and not self._monitor.serve(self, self._options.num_workers):
-            self._rebuild()  # the interpreter ends: without threads from now on
-        self._started = True
         if self._monitor is not None:
+            if not self._monitor.serve(self, self._num_workers):
+                return  # no thread can be started
+            if self.closed:  # since: it may have been dismissed before it was served
+                self._monitor.dismiss(self)
+                return
             self._upkeep.start()
             self._supply.grow()
+        self._started = True  # only now: whoever is interrupted leaves it to the next one
+        with self._observers.lock:
+            self._choose_path()
+
+    def _start_if_needed(self) -> None:
+        if self._store.minconn and not self._started:
+            self._start()
 
     # -- borrowing and returning -------------------------------------------
 
     def getconn(
         self, key: Hashable | None = None, *, timeout: float | None = POOL_DEFAULT
-    ) -> Connection:
+    ) -> Borrowed:
         """Borrow a connection; give it back with :meth:`putconn`.
 
         ``timeout`` overrides the pool's for this call: seconds, 0 to raise at
@@ -318,15 +362,16 @@ class ConnectionPool:
                 self._lend(record)
                 if len(store.idle) < store.low:
                     store.low = len(store.idle)
-                if self._lends_untested and not record.attention:
-                    return conn
+                # In this order: see _after_fork_in_child.
+                if self._lends_untested[0] and not record.attention:
+                    return conn  # type: ignore[no-any-return]  # a cast would take time
             except IndexError:
                 pass  # none is idle
-        return self._getconn(conn, key, timeout)
+        return self._getconn(conn, key, timeout)  # type: ignore[no-any-return]
 
     def _getconn(self, conn: Connection | None, key: Hashable | None, timeout: Any) -> Connection:
         if has_stopped_others():  # nor could psycopg2 do anything
-            raise PoolClosed(f"the interpreter ends: {self.name!r}")
+            raise PoolClosed(f"the interpreter has ended: {self.name!r}")
         if self._notice_fork():
             conn = None
         try:
@@ -368,7 +413,7 @@ class ConnectionPool:
             record = conn.pool_record
             self._claim(record)
         except (AttributeError, KeyError):
-            self._refuse(conn)
+            self._putconn_by_proxy(conn, close)
             return
         # The driver is asked here and not in the connector, whose call would be
         # a tenth of the idle cycle.
@@ -379,20 +424,43 @@ class ConnectionPool:
             or conn.get_transaction_status()
             or conn.status != STATUS_READY
         ):
-            if not has_stopped_others() and not self._notice_fork():
+            has_ended = has_stopped_others() or self._notice_fork()
+            if not (has_ended or (record.retired and _is_inherited(conn))):
                 self._desk.take_back(conn, record, close)
         else:
             leftovers = self._give_back(conn, record)
             if leftovers:
                 self._supply.close_all(leftovers)
 
-    def _returns_at_once(self, conn: Any) -> bool:
+    def _putconn_by_proxy(self, lent: Any, close: bool) -> None:
+        """Take back what does not lead to its record, such as a mock; raise if it is not in use."""
+        record = self._claim_proxy(lent)
+        if record is not None and not self._notice_fork():
+            self._desk.take_back(lent, record, close)
+
+    def _claim_proxy(self, lent: Any) -> Record | None:
+        """Claim what does not lead to its record; None if this process only inherited it."""
+        record = None if _leads_to_record(lent) else self._desk.find_record(lent)
+        if record is not None:
+            with contextlib.suppress(KeyError):  # another thread was faster
+                self._claim(record)
+                return record
+        self._refuse(lent)
+        return None
+
+    def _returns_at_once(self, lent: Any) -> bool:
         """Tell whether giving it back needs neither the network nor the program's callbacks."""
-        return not hasattr(conn, "pool_record") or not (
-            self._decides_at_return
-            or conn.pool_record.attention
-            or conn.get_transaction_status()
-            or conn.status != STATUS_READY
+        record = self._desk.find_record(lent)
+        conn = None if record is None else record.item()
+        return (
+            record is None
+            or conn is None
+            or not (
+                self._decides_at_return
+                or record.attention
+                or conn.get_transaction_status()
+                or conn.status != STATUS_READY
+            )
         )
 
     def _interrupt(self, conn: Connection, twin: socket.socket) -> None:
@@ -400,8 +468,12 @@ class ConnectionPool:
         self._connector.interrupt(conn, twin, self._options.test_timeout)
 
     def _refuse(self, conn: Any) -> None:
-        """Raise for a connection that is not in use, unless this process only inherited it."""
-        if not _is_inherited(conn):
+        """Raise for a connection that is not in use, unless it is no fault of the borrower's.
+
+        This process may only have inherited it, or the pool has struck it out,
+        since its descriptor was closed.
+        """
+        if not _is_inherited(conn) and owns_socket(conn):
             raise self._desk.refuse(conn)
 
     def conn(self, timeout: float | None = POOL_DEFAULT) -> LoanBlock:
@@ -420,12 +492,8 @@ class ConnectionPool:
         self, conn: Connection, uses: int, since: float, error: BaseException | None
     ) -> None:
         """Return the connection of a ``with`` block, unless it was detached or inherited."""
-        record: Record = conn.pool_record
-        if _is_inherited(conn):
-            return
-        if has_stopped_others():
-            if record in self._store.lent:
-                self.putconn(conn)
+        record: Any = getattr(conn, "pool_record", None)
+        if has_stopped_others() or _is_inherited(conn):
             return
         self._counters.add("usage_ms", (self._clock() - since) * 1000)
         if record in self._store.lent and record.uses == uses:
@@ -435,8 +503,15 @@ class ConnectionPool:
             self.putconn(conn, close=lost)
             if lost:
                 self._upkeep.suspect_all()
+        elif not isinstance(record, Record):
+            self._end_block_of_proxy(conn)
         elif record in self._store.all_records() and error is None:
             raise PoolError(f"a connection of pool {self.name!r} was returned inside its block")
+
+    def _end_block_of_proxy(self, lent: Any) -> None:
+        """Return what does not lead to its record, unless it was detached."""
+        if self._desk.find_record(lent) is not None:
+            self.putconn(lent)
 
     def _take_back(self, conn: Connection) -> bool:
         """Serve ``conn.close()`` under ``close_returns``; False if it is to be closed really."""
@@ -447,19 +522,21 @@ class ConnectionPool:
         self.putconn(conn)
         return True
 
-    def detach(self, conn: Connection) -> Connection:
+    def detach(self, conn: Connection) -> Borrowed:
         """Take a borrowed connection out of the pool for good, and return it.
 
-        Its slot is free at once; closing it is the caller's business.  Raises
+        Its slot is free at once; closing it is the caller's business.  What is
+        returned is what was given: a tracer's proxy if that was lent.  Raises
         :class:`PoolError` if it is not in use.
         """
         try:
-            self._claim(conn.pool_record)
+            record = conn.pool_record
+            self._claim(record)
         except (AttributeError, KeyError):
-            self._refuse(conn)
-        else:
-            self._desk.detach(conn, conn.pool_record)
-        return conn
+            record = self._claim_proxy(conn)
+        if record is not None:
+            self._desk.detach(conn, record)
+        return conn  # type: ignore[no-any-return]
 
     # -- the whole pool ----------------------------------------------------
 
@@ -493,12 +570,13 @@ class ConnectionPool:
         """Block until ``minconn`` are open, or raise :class:`PoolTimeout` after so many seconds."""
         self._notice_fork()
         deadline = Deadline(checks.seconds("timeout", timeout), self._clock, self._clock())
+        self._start_if_needed()
         while self._store.closed or not self._is_warm():
             if self._store.closed:
                 raise PoolClosed(f"connection pool is closed: {self.name!r}")
             if deadline.remaining() == 0:
                 raise self._report.timed_out(deadline)
-            if self._monitor is None:
+            if self._supply.is_stranded:
                 with contextlib.suppress(psycopg2.Error):  # told if time runs out
                     while self._open_missing():
                         pass
@@ -509,6 +587,7 @@ class ConnectionPool:
         """Set both limits; grows in the background, shrinks as connections come back."""
         self._notice_fork()
         self._supply.close_all(self._store.resize(*checks.sizes(minconn, maxconn)))
+        self._start_if_needed()
         self._supply.grow()
 
     def discard_all_idle(self) -> None:
@@ -528,8 +607,9 @@ class ConnectionPool:
         self._notice_fork()
         self._supply.drain()
         self.discard_all_idle()
-        self._upkeep.balance()
-        self._supply.grow()
+        if self._started:
+            self._upkeep.balance()
+            self._supply.grow()
 
     def shutdown(self, timeout: float | None = None) -> None:
         """Close the pool; harmless when repeated.
@@ -641,10 +721,10 @@ class ConnectionPool:
         return None
 
     @property
-    def connections_in_use(self) -> weakref.WeakSet[Connection]:
+    def connections_in_use(self) -> weakref.WeakSet[Borrowed]:
         """The connections in use at this moment."""
         conns = (self._store.item_of(record) for record in self._store.lent.copy())
-        return weakref.WeakSet(conn for conn in conns if conn is not None)
+        return weakref.WeakSet(lent_instead(conn) for conn in conns if conn is not None)
 
     def stats(self) -> PoolStats:
         """Return how many are in use and how many are idle."""
@@ -671,7 +751,9 @@ class ConnectionPool:
         return self._supply.endpoints()
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._report.describe()}>"
+        report: Report | None = getattr(self, "_report", None)
+        told = "that could not be made" if report is None else report.describe()
+        return f"<{type(self).__name__} {told}>"
 
     # -- helpers -----------------------------------------------------------
 
@@ -704,12 +786,16 @@ class ConnectionPool:
     def _notice_fork(self) -> bool:
         """Start anew in a child of a fork that Python was not told of; tell whether it is one.
 
-        Not asked where an idle connection is lent or taken back without a test:
-        there it would cost a fifth of the whole.
+        Not called where an idle connection is lent without a test: there only the
+        process's mark is read.  Nor where one is taken back without a look at it:
+        if it is an inherited one it enters the parent's queue, as this process
+        knows it, from which nothing is lent here.
         """
-        if os.getpid() == self._pid:
+        if self._process.is_current():
             return False
-        self._after_fork_in_child()
+        with process_lock():
+            if not self._process.is_current():  # else another thread was faster
+                self._after_fork_in_child()
         return True
 
     def _after_fork_in_child(self) -> None:
@@ -717,20 +803,27 @@ class ConnectionPool:
 
         What is done in this process with a connection that it inherited while
         in use, by the program or by psycopg2, ends at a dead socket.
+
+        After a fork without hooks other threads may borrow and return meanwhile.
+        Here the parent's connections are retired *before* the pool is noted as
+        this process's; a borrower reads that note *before* it looks at the record.
+        So one that has a connection of the parent in hand finds either that the
+        note is missing or that the connection is retired; and one that is
+        returned to the new parts is never lent.
         """
         for record in self._store.records.copy():
-            conn: Any = self._store.item_of(record)
+            record.retired = True
+            record.attention = True
+            conn: Connection = self._store.item_of(record)
             with contextlib.suppress(Exception):
-                cut_off(conn.fileno())
+                cut_off(conn)
         self._observers = self._observers.in_child()
         self._rebuild()
 
     def _rebuild(self) -> None:
         """Put the parts together anew, with the sizes that there are now."""
         before = self._store
-        self._build(before.minconn, before.maxconn)
-        if before.closed:
-            self._store.close()
+        self._build_here(before.minconn, before.maxconn, before.closed)
 
 
 def from_environment(overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -739,8 +832,31 @@ def from_environment(overrides: Mapping[str, Any]) -> dict[str, Any]:
     return {"dsn": url, **overrides} if url else dict(overrides)
 
 
-def _is_inherited(conn: Any) -> bool:
+def _is_inherited(lent: Any) -> bool:
+    conn = lent if isinstance(lent, Tracked) else real_connection(lent)
     return isinstance(conn, Tracked) and conn.is_inherited()
+
+
+def _give_back_at_desk(
+    ref: weakref.ref[ConnectionPool], conn: Connection, record: Record
+) -> Sequence[Connection]:
+    pool = ref()
+    if pool is None or pool._notice_fork():
+        return ()  # a loan of the parent's
+    return pool._desk.give_back(conn, record)
+
+
+def _leads_to_record(lent: Any) -> bool:
+    return isinstance(getattr(lent, "pool_record", None), Record)
+
+
+def _lend_proxies(ref: weakref.ref[ConnectionPool]) -> None:
+    """Have a pool's loans and returns go by the desk from now on, which knows of proxies."""
+    pool = ref()
+    if pool is not None:
+        with pool._observers.lock:
+            pool._lends_proxies = True
+            pool._choose_path()
 
 
 def _after_fork_in_child() -> None:

@@ -59,7 +59,7 @@ class Report:
         """Return the error for a borrower whose time is over; its cause is the last failure."""
         cause = self._supply.last_error
         because = "" if cause is None else f"; the last error: {self._supply.tell(cause)}"
-        is_servers = isinstance(cause, psycopg2.OperationalError)
+        is_servers = isinstance(cause, psycopg2.OperationalError) and not _is_callbacks(cause)
         error = (_ServerTimeout if is_servers else PoolTimeout)(
             f"no connection within {deadline.elapsed():.2f} s: {self.explain()}{because}"
         )
@@ -70,10 +70,10 @@ class Report:
         """Return what to raise to a borrower whose time is over.
 
         That is the error of the program's own callback, as it is, if the last
-        connection failed because of that.
+        connection that could have been opened for it failed because of that.
         """
         cause = self._supply.last_error
-        if cause is not None and classify(cause) is FailureKind.CALLBACK:
+        if cause is not None and _is_callbacks(cause) and self._store.has_room():
             return copy_error(cause)
         return self.timed_out(deadline)
 
@@ -106,3 +106,8 @@ class Report:
         counters = ("requests_num", *Counters.NAMES)
         before, self._popped = self._popped, {name: figures[name] for name in counters}
         return {name: value - before.get(name, 0) for name, value in figures.items()}
+
+
+def _is_callbacks(error: BaseException) -> bool:
+    """Tell whether a callback of the program raised an error."""
+    return classify(error) is FailureKind.CALLBACK

@@ -58,7 +58,7 @@ class SilenceWatch:
         self.ended = False  # the attempt, by us
 
     def look(self) -> None:
-        """Call ``on_silence`` if nobody has answered yet."""
+        """Call ``on_silence`` if nobody has answered yet, or been asked."""
         if not self.is_over and self._is_silent():
             self._on_silence(self)
 
@@ -75,7 +75,8 @@ class SilenceWatch:
     def _is_silent(self) -> bool:
         found = _find(self.mark)
         if found is None:
-            return False  # it has just ended, or was closed to be tried again
+            # A callback of the program has not said yet where to connect; or it has just ended.
+            return not self.is_over
         with found:
             if _bytes_received(found):
                 return False
@@ -88,37 +89,31 @@ class SilenceWatch:
 def _find(mark: int) -> socket.socket | None:
     """Return a copy of the socket with this mark.
 
-    The mark is read from the copy again: the number may be another file's by then.
+    The mark is read from a copy: the number may become another file's at any time.
     """
-    for name in os.listdir("/proc/self/fd"):
-        fd = int(name)
+    try:
+        names = os.listdir("/proc/self/fd")
+    except OSError:
+        return None  # no descriptor is left
+    for name in names:
         try:
-            if _mark_of(fd) != mark:
-                continue
-            copy = twin_socket(fd)
+            copy = twin_socket(int(name))
         except OSError:
-            continue  # no TCP socket, or closed meanwhile
+            continue  # no socket, or closed meanwhile
         if _user_timeout(copy) == mark:
             return copy
         copy.close()
     return None
 
 
-def _mark_of(fd: int) -> int:
-    import socket  # heavy, and rarely needed
-
-    borrowed = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=fd)
-    try:
-        return _user_timeout(borrowed)
-    finally:
-        borrowed.detach()
-
-
 def _user_timeout(sock: socket.socket) -> int:
     import socket  # heavy, and rarely needed
 
     option: Any = getattr(socket, "TCP_USER_TIMEOUT", 18)
-    return sock.getsockopt(socket.IPPROTO_TCP, option)
+    try:
+        return sock.getsockopt(socket.IPPROTO_TCP, option)
+    except OSError:
+        return -1  # no TCP socket
 
 
 def _tcp_info(sock: socket.socket) -> bytes:

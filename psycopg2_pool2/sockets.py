@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import math
 import os
 import re
 import select
+import stat
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
+
+import psycopg2
+
+from .descriptors import SHORTAGE, identity
+from .interruptions import let_through
 
 if TYPE_CHECKING:
     import socket
@@ -17,15 +25,49 @@ if TYPE_CHECKING:
 _SSL_REQUEST = struct.pack("!ii", 8, 80877103)
 
 
-def shut_down(fd: int) -> None:
-    """Shut a socket down under whoever is blocked on it, which then fails at once."""
-    with twin_socket(fd) as twin:
-        twin.shutdown(2)  # both ways
+def owns_socket(conn: Any) -> bool:
+    """Tell whether the number of a connection's socket has not become another file's.
+
+    True for one that is closed, and where its identity is not known.  Costs a
+    system call, half a microsecond.
+    """
+    own = getattr(conn, "pool_socket", None)
+    if type(own) is not tuple or conn.closed:  # a mock's is anything
+        return True
+    try:
+        fd = conn.fileno()
+    except psycopg2.Error as error:  # closed just now
+        let_through(error)
+        return True
+    return bool(fd < 0 or identity(fd) == own)  # libpq has closed it, and knows that
 
 
-def cut_off(fd: int) -> None:
-    """Put a dead socket in the place of this process's copy of one that it inherited."""
-    import socket  # dear, and rarely needed
+def shut_down(conn: Any) -> None:
+    """Shut a connection's socket down under whoever is blocked on it, which then fails at once.
+
+    Raises OSError, or what ``conn.fileno()`` raises, if there is no such socket.
+    """
+    with socket_of(conn) as sock:
+        sock.shutdown(2)  # both ways
+
+
+def cut_off(conn: Any) -> None:
+    """Put a dead socket in the place of this process's copy of one that it inherited.
+
+    Does nothing if the number is another file's by now.
+    """
+    if not owns_socket(conn) or (fd := conn.fileno()) < 0:
+        return
+    try:
+        _put_dead_socket(fd)
+    except (OSError, ImportError):  # no descriptor is left, not even to read a module
+        # Closing says nothing to the server, and what has been closed leaves room for one.
+        os.close(fd)
+        _put_dead_file(fd)
+
+
+def _put_dead_socket(fd: int) -> None:
+    import socket  # heavy, and rarely needed
 
     here, there = socket.socketpair()
     with here:
@@ -33,10 +75,58 @@ def cut_off(fd: int) -> None:
         os.dup2(here.fileno(), fd, inheritable=False)
 
 
+def _put_dead_file(fd: int) -> None:
+    """Occupy a number that was closed just now; libpq fails at what is no socket."""
+    dead = os.open(os.devnull, os.O_RDONLY)
+    if dead != fd:
+        try:
+            os.dup2(dead, fd, inheritable=False)
+        finally:
+            os.close(dead)
+
+
+@contextlib.contextmanager
+def socket_of(conn: Any) -> Iterator[socket.socket]:
+    """Lend a socket object for a connection's socket; OSError if there is none.
+
+    It is a copy, which nobody can close meanwhile; or, while no descriptor is
+    left for one, libpq's own.
+    """
+    try:
+        sock = twin_of(conn)
+    except OSError as error:
+        if error.errno not in SHORTAGE or not owns_socket(conn):
+            raise
+    else:
+        with sock:
+            yield sock
+        return
+    import socket  # heavy, and rarely needed
+
+    sock = socket.socket(fileno=conn.fileno())
+    try:
+        yield sock
+    finally:
+        sock.detach()
+
+
+def twin_of(conn: Any) -> socket.socket:
+    """Return a socket object for a copy of a connection's socket; OSError if there is none."""
+    twin = twin_socket(conn.fileno())
+    own = getattr(conn, "pool_socket", None)
+    if own is not None and identity(twin.fileno()) != own:  # of the copy: that stays what it is
+        twin.close()
+        raise OSError(errno.EBADF, "the descriptor belongs to another socket")
+    return twin
+
+
 def twin_socket(fd: int) -> socket.socket:
     """Return a socket object for a descriptor that libpq owns; OSError if it is none."""
     import socket  # dear, and rarely needed
 
+    # To close a copy of a file would give up the locks that the program has on it (fcntl).
+    if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+        raise OSError(errno.ENOTSOCK, "Socket operation on non-socket")
     copy = os.dup(fd)
     try:
         return socket.socket(fileno=copy)
@@ -59,11 +149,12 @@ def answers(host: str | None, address: str | None, port: int, seconds: float) ->
             address, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
         )
         return bool(ask_at(family, peer, _SSL_REQUEST, seconds))
-    except OSError:
+    except OSError as error:
+        let_through(error)
         return False
 
 
-def place_of(fd: int, host: str, port: int) -> tuple[int, Any]:
+def place_of(conn: Any, host: str, port: int) -> tuple[int, Any]:
     """Return the family and the address that a new connection needs to get where this one leads.
 
     ``host`` and ``port`` are libpq's: a server may know its Unix socket by
@@ -71,10 +162,10 @@ def place_of(fd: int, host: str, port: int) -> tuple[int, Any]:
     """
     import socket  # expensive, and rarely needed
 
-    with twin_socket(fd) as twin:
-        if twin.family == socket.AF_UNIX:
-            return twin.family, _socket_path(host, port)
-        return twin.family, twin.getpeername()
+    with socket_of(conn) as sock:
+        if sock.family == socket.AF_UNIX:
+            return sock.family, _socket_path(host, port)
+        return sock.family, sock.getpeername()
 
 
 def ask_at(family: int, peer: Any, message: bytes, seconds: float) -> bytes:

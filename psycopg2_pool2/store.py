@@ -104,6 +104,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from .errors import PoolClosed, PoolExhausted, TooManyRequests
+from .processes import ThisProcess
 from .steps import Pause
 from .timing import Clock
 
@@ -167,10 +168,17 @@ class Record(weakref.ref[Any]):
         """Tell whether the connection exists, although the reference to it may have died."""
         return _count_references(self) > _REFERENCES_TO_UNSHARED
 
-    def search(self) -> Any:
-        """Return the connection if it exists, by looking at all objects that there are."""
-        holders = gc.get_referrers(self.token)
-        return next((x for x in holders if getattr(x, "pool_record", None) is self), None)
+    def item(self) -> Any:
+        """Return the connection; None if it has gone.
+
+        Looks at all objects that there are if the reference to it has died
+        although it exists.
+        """
+        item = self()
+        if item is None and self.is_shared():
+            holders = gc.get_referrers(self.token)
+            item = next((x for x in holders if getattr(x, "pool_record", None) is self), None)
+        return item
 
 
 class _HasToken(Protocol):
@@ -280,6 +288,7 @@ class Store(Generic[T]):
         "_lock",
         "_permits",
         "_popleft",
+        "_process",
         "_settling",
         "_stalled",
         "attention",
@@ -300,6 +309,7 @@ class Store(Generic[T]):
 
     def __init__(self, minconn: int, maxconn: float, clock: Clock) -> None:
         self._clock = clock
+        self._process = ThisProcess()
         self._lock = threading.RLock()
         self.minconn = minconn
         self.maxconn = maxconn
@@ -359,7 +369,13 @@ class Store(Generic[T]):
         return self.settle() if self.attention else ()
 
     def settle(self, *, arrived: T | None = None) -> list[T]:
-        """Hand idle connections to those who wait; return those that have to be closed."""
+        """Hand idle connections to those who wait; return those that have to be closed.
+
+        Does nothing in a forked child, which any return may reach that was not
+        told of the fork: a thread of the parent may have had the lock.
+        """
+        if not self._process.is_current():
+            return []
         served: list[Waiter[T]] = []
         surplus: list[T] = []
         with self._lock:
@@ -622,7 +638,7 @@ class Store(Generic[T]):
             mine = (idle for idle in list(self.idle) if idle.pool_record is record)
             item = next(mine, None)
             if item is None:
-                item = record.search()
+                item = record.item()
         return item
 
     # -- the whole pool ----------------------------------------------------

@@ -9,7 +9,6 @@ the first success 1, 2, 4, ... run at once, up to ``num_workers``.
 from __future__ import annotations
 
 import functools
-import logging
 import math
 import sys
 import threading
@@ -26,17 +25,18 @@ from .dialer import Dialer, NotNowError
 from .endpoints import Endpoint, Endpoints
 from .errors import PoolUnavailable
 from .failure_kinds import FailureKind
-from .failures import classify, copy_error
+from .failures import classify, copy_error, is_interruption
+from .interruptions import let_through
 from .monitor import Monitor, Timer
 from .outage import Outage
+from .sockets import owns_socket
 from .stats import Counters
 from .store import Permit, Record, Store
+from .threads import is_own_thread
 from .timing import Clock
 
 if TYPE_CHECKING:
     from .snapshots import EndpointStats
-
-logger = logging.getLogger("psycopg2_pool2")
 
 SHORTEST_PATIENCE = 0.25
 """Seconds that every opening has before it counts as stalled, however quick others are ..."""
@@ -84,7 +84,8 @@ class Supply:
     """Opens and closes the connections of one pool.
 
     ``monitor`` None means that there is no thread of ours: then :meth:`grow`
-    does nothing, and who needs a connection calls :meth:`open` himself.
+    opens nothing, and a borrower calls :meth:`open` itself.  So it does while
+    ``is_stranded``: while no thread can be started.
     """
 
     def __init__(
@@ -118,6 +119,7 @@ class Supply:
             clock,
         )
         self._monitor = monitor
+        self.is_stranded = monitor is None
         self._most_at_once = num_workers or sys.maxsize  # without workers each opens his own
         self._test_timeout = test_timeout
         self._counters = counters
@@ -137,7 +139,8 @@ class Supply:
     @property
     def watches(self) -> bool:
         """Whether a connection is marked as soon as its server hangs up."""
-        return self._monitor is not None and self._monitor.watches
+        monitor = self._monitor
+        return monitor is not None and monitor.watches and monitor.is_running
 
     @property
     def has_workers(self) -> bool:
@@ -154,12 +157,17 @@ class Supply:
             self._store.nudge()
             return
         self.note_stalled()
+        taken: list[Permit] = []  # until the loop ends, whatever becomes of the jobs
         while True:
             limit, pause = self.allowance()
             permit = self._store.take_permit(limit)
             if permit is None:
                 break
-            self._monitor.submit(functools.partial(self._open_and_keep, permit))
+            taken.append(permit)
+            if not self._monitor.offer(functools.partial(self._open_and_keep, permit)):
+                self._strand(permit)
+                return
+            self.is_stranded = False
         wanted = len(self._store.waiters) > self._store.helping or self._store.missing
         if wanted:
             self._tell_if_hopeless()
@@ -173,12 +181,18 @@ class Supply:
         usual = self._endpoints.longest_connect()
         if usual is not None:
             return self._store.stall_older_than(max(SHORTEST_PATIENCE, USUAL_TIMES * usual))
-        # With workers somebody looks whether the server answers.
-        return math.inf if self.has_workers else self._store.stall_older_than(FIRST_PATIENCE)
+        # Where somebody looks, a slow login is told from silence.
+        return math.inf if self._dialer.looks else self._store.stall_older_than(FIRST_PATIENCE)
 
     def _stalled(self, permit: Permit) -> None:
         self._store.stall(permit)
         self.grow()
+
+    def _strand(self, permit: Permit) -> None:
+        """Leave it to a borrower to open what no thread can be had for."""
+        self.is_stranded = True
+        self._store.drop_permit(permit)
+        self._store.nudge()
 
     def allowance(self) -> tuple[int, float]:
         """Return how many may be opened at once now, and in how many seconds more may be."""
@@ -211,36 +225,51 @@ class Supply:
         """
         self._counters.add("connections_num")
         started = self._clock()
-        drains = self._drains
-        on_stall = functools.partial(self._stalled, permit)
         conn = None
         try:
-            if at is None:
-                conn, endpoint = self._dialer.dial(seconds, on_stall)
-            else:
-                conn, endpoint = self._dialer.dial_at(at, seconds, on_stall)
-            record = self._store.admit(permit, conn)
-            record.endpoint = endpoint
-            if drains != self._drains:  # it is of the old kind
-                record.retired = record.attention = True
+            drains = self._drains
+            conn, endpoint = self._dial(permit, seconds, at)
+            self._admit(permit, conn, endpoint, is_outdated=drains != self._drains)
             self._counters.observers.connected(self._clock() - started)
             listener = self._news.listener
             if listener is not None:
-                listener.on_opened(conn, record)
+                listener.on_opened(conn, conn.pool_record)
         except BaseException as error:
             if conn is not None:
                 self._connector.close(conn)
                 self._store.forget_item(conn)
-            self._store.drop_permit(permit)
-            if not isinstance(error, (NotNowError, InheritedError)):
-                self._failed(error, others_serve=at is not None, opened_for_waiter=True)
+            self._give_up(permit, error, others_serve=at is not None)
             raise
         self._counters.add("connections_ms", (self._clock() - started) * 1000)
         if endpoint.unproven:
-            record.attention = True  # so that its first loan proves something
+            conn.pool_record.attention = True  # so that its first loan proves something
         else:
             self._outage.end()
         return conn
+
+    def _dial(
+        self, permit: Permit, seconds: float | None, at: Endpoint | None
+    ) -> tuple[Connection, Endpoint]:
+        on_stall = functools.partial(self._stalled, permit)
+        if at is None:
+            return self._dialer.dial(seconds, on_stall)
+        return self._dialer.dial_at(at, seconds, on_stall)
+
+    def _admit(
+        self, permit: Permit, conn: Connection, endpoint: Endpoint, *, is_outdated: bool
+    ) -> None:
+        record = self._store.admit(permit, conn)
+        record.endpoint = endpoint
+        if is_outdated:  # it was begun before a drain
+            record.retired = record.attention = True
+
+    def _give_up(self, permit: Permit, error: BaseException, *, others_serve: bool) -> None:
+        """Free the permit of an opening that failed, and tell its error."""
+        if not others_serve and classify(error) is FailureKind.CALLBACK:
+            self._tell_one_waiter(error)  # while the permit keeps it from a second opening
+        self._store.drop_permit(permit)
+        if not isinstance(error, (NotNowError, InheritedError)):
+            self._failed(error, others_serve=others_serve)
 
     def keep(self, conn: Connection) -> None:
         """Give a connection that was opened to the first who waits, or to the idle queue."""
@@ -278,20 +307,24 @@ class Supply:
 
     # -- outcomes ----------------------------------------------------------
 
-    def _failed(
-        self, error: BaseException, *, others_serve: bool = False, opened_for_waiter: bool = False
-    ) -> None:
+    def _failed(self, error: BaseException, *, others_serve: bool = False) -> None:
         kind = classify(error)
         if not (others_serve and kind is FailureKind.ROLE):
             self._counters.add("connections_errors")
-        if others_serve or (not isinstance(error, Exception) and not self.has_workers):
+        if others_serve or (not self._by_worker() and is_interruption(error)):
             return  # not the end of the search, or this borrower was interrupted
         self._outage.note(error)
         if kind is not FailureKind.CALLBACK:
             is_final = kind is FailureKind.MISTAKE or self._is_hopeless()
             self._fail_waiters(error, patient=is_final)
-        elif opened_for_waiter and self.has_workers:
-            self._fail_waiters(error, patient=False, most=1)  # it was called for one of them
+
+    def _tell_one_waiter(self, error: BaseException) -> None:
+        """Tell a callback's error to one waiter without time: it was called for one of them."""
+        if self._by_worker():
+            self._fail_waiters(error, patient=False, most=1)
+
+    def _by_worker(self) -> bool:
+        return self.has_workers and is_own_thread()
 
     def _fail_waiters(
         self, error: BaseException, *, patient: bool, most: int | None = None
@@ -387,8 +420,8 @@ class Supply:
         how = self._abort if is_busy else self._connector.close
         if self._monitor is None or (at_once and not is_busy):
             self._close(conn, how)
-        else:
-            self._monitor.submit(functools.partial(self._close, conn, how))
+        elif not self._monitor.offer(functools.partial(self._close, conn, how)):
+            self._close(conn, how)  # its slot is not to wait until there is a thread
 
     def _abort(self, conn: Connection) -> None:
         self._connector.abort(conn, self._test_timeout)
@@ -429,7 +462,8 @@ class Supply:
             return not self._store.has_room()  # it has to make some
         try:
             self.keep(self.open(permit))
-        except Exception:
+        except Exception as error:
+            let_through(error)
             return False  # logged
         return True
 
@@ -443,8 +477,9 @@ class Supply:
         permit = self._store.exchange(conn.pool_record)
         try:
             self.keep(self.open(permit, at=to))
-        except Exception:  # noted on the endpoint
-            return False
+        except Exception as error:
+            let_through(error)
+            return False  # noted on the endpoint
         else:
             return True
         finally:
@@ -452,8 +487,8 @@ class Supply:
 
     def drain(self) -> None:
         """Retire every connection, those that are being opened too, and look names up anew."""
-        self._drains += 1
         self._endpoints.start_anew()
+        self._drains += 1  # after it: what began between is retired, and not led astray
         for record in self._store.all_records():
             record.retired = record.attention = True
 
@@ -471,7 +506,8 @@ class Supply:
 
     def unwatch(self, conn: Connection) -> None:
         """Take its socket from the monitor; before the socket is closed."""
-        if self._monitor is not None and not conn.closed:
+        # Its number may be that of another socket, which is watched.
+        if self._monitor is not None and not conn.closed and owns_socket(conn):
             self._monitor.unwatch(conn.fileno())
 
     def _close(self, conn: Connection, how: Any) -> None:

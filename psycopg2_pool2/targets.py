@@ -13,9 +13,11 @@ import re
 import socket
 import sys
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Literal, NamedTuple
 
 import psycopg2
+from psycopg2 import extensions as ext
 
 Kind = Literal["socket", "address", "hostaddr", "srv", "name"]
 
@@ -23,18 +25,25 @@ DEFAULT_PORT = 5432
 SYSTEM_FOLDER = "/etc/postgresql-common"
 """Where psycopg2-binary's libpq looks for pg_service.conf if PGSYSCONFDIR is not set."""
 
+SESSION_VARIABLES = ("PGDATESTYLE", "PGGEQO", "PGTZ")
+"""What libpq sends to the server at every connect, and no parameter replaces."""
+
+# PostgreSQL 18's; an older libpq reads fewer.
 _VARIABLES = {
     "application_name": "PGAPPNAME",
     "channel_binding": "PGCHANNELBINDING",
     "client_encoding": "PGCLIENTENCODING",
     "connect_timeout": "PGCONNECT_TIMEOUT",
     "dbname": "PGDATABASE",
+    "gssdelegation": "PGGSSDELEGATION",
     "gssencmode": "PGGSSENCMODE",
     "gsslib": "PGGSSLIB",
     "host": "PGHOST",
     "hostaddr": "PGHOSTADDR",
     "krbsrvname": "PGKRBSRVNAME",
     "load_balance_hosts": "PGLOADBALANCEHOSTS",
+    "max_protocol_version": "PGMAXPROTOCOLVERSION",
+    "min_protocol_version": "PGMINPROTOCOLVERSION",
     "options": "PGOPTIONS",
     "passfile": "PGPASSFILE",
     "password": "PGPASSWORD",
@@ -45,6 +54,7 @@ _VARIABLES = {
     "ssl_max_protocol_version": "PGSSLMAXPROTOCOLVERSION",
     "ssl_min_protocol_version": "PGSSLMINPROTOCOLVERSION",
     "sslcert": "PGSSLCERT",
+    "sslcertmode": "PGSSLCERTMODE",
     "sslcompression": "PGSSLCOMPRESSION",
     "sslcrl": "PGSSLCRL",
     "sslcrldir": "PGSSLCRLDIR",
@@ -139,8 +149,9 @@ def all_effective(
     parameters: Mapping[str, str], environ: Mapping[str, str] = os.environ
 ) -> dict[str, str]:
     """Return all that libpq would be told, as :func:`effective` returns one of it."""
-    told = {name: environ[v] for name, v in _VARIABLES.items() if v in environ}
-    return {**told, **_service(parameters, environ), **parameters}
+    told = {name: _variable(environ, name) for name in _VARIABLES if _is_known(name)}
+    given = {name: value for name, value in told.items() if value is not None}
+    return {**given, **_service(parameters, environ), **parameters}
 
 
 def read_targets(
@@ -199,8 +210,26 @@ def _effective(
     for source in (parameters, service):
         if source.get(name) is not None:
             return str(source[name])
-    variable = _VARIABLES.get(name)
-    return None if variable is None else environ.get(variable)
+    return _variable(environ, name)
+
+
+def _variable(environ: Mapping[str, str], name: str) -> str | None:
+    """Return what the environment says for a parameter."""
+    value = environ.get(_VARIABLES.get(name, ""))
+    # Deprecated, and still read.
+    if value is None and name == "sslmode" and environ.get("PGREQUIRESSL", "").startswith("1"):
+        return "require"
+    return value
+
+
+@cache
+def _is_known(name: str) -> bool:
+    """Tell whether the libpq at hand has a parameter; else it ignores the variable too."""
+    try:
+        ext.parse_dsn(f"{name}=''")
+    except psycopg2.ProgrammingError:
+        return False
+    return True
 
 
 # -- the service file ------------------------------------------------------

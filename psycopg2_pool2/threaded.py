@@ -13,6 +13,7 @@ import psycopg2.pool
 
 from .connector import Connection
 from .errors import PoolClosed, PoolError, PoolExhausted
+from .hidden import HiddenDict
 from .pool import ConnectionPool
 
 _CONNECT_ARGS = ("dsn", "connection_factory", "cursor_factory")
@@ -49,13 +50,9 @@ class ThreadedConnectionPool(  # type: ignore[override]  # closed is read-only h
     """
 
     def __init__(self, minconn: int, maxconn: int, *args: Any, **kwargs: Any) -> None:
-        kwargs.setdefault("background_prewarm", False)
-        super().__init__(
-            _size("minconn", minconn),
-            _size("maxconn", maxconn),
-            **_named(args, kwargs),
-            **kwargs,
-        )
+        arguments = HiddenDict({"background_prewarm": False, **_named(args, kwargs), **kwargs})
+        del args, kwargs  # so that no traceback shows them
+        super().__init__(_size("minconn", minconn), _size("maxconn", maxconn), **arguments)
 
     @property
     def minconn(self) -> int:
@@ -84,7 +81,7 @@ class ThreadedConnectionPool(  # type: ignore[override]  # closed is read-only h
         and :class:`PoolClosed` after :meth:`closeall`; both change nothing.
         """
         if key is not None:
-            record = getattr(conn, "pool_record", None)
+            record = self._desk.find_record(conn)
             if record in self._store.lent and record.key != key:
                 raise KeyError(key)
         super().putconn(conn, key, close)
@@ -100,8 +97,10 @@ class ThreadedConnectionPool(  # type: ignore[override]  # closed is read-only h
         if self.closed:
             raise PoolClosed(_CLOSED)
         self.shutdown(timeout)
-        for conn in self.connections_in_use:
-            record = conn.pool_record
+        for record in self._store.lent.copy():
+            conn = self._store.item_of(record)
+            if conn is None:
+                continue  # the program has dropped it
             try:
                 self._claim(record)
             except KeyError:

@@ -2,12 +2,68 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
+from types import ModuleType
 
 Clock = Callable[[], float]
 """Returns seconds that never go backwards, as :func:`time.monotonic` does."""
+
+
+def _unfaked_time() -> ModuleType:
+    """Return a second instance of the built-in module ``time``, which nothing else refers to.
+
+    Tests of a program freeze or move its clocks: they replace functions in the module ``time``, and
+    wherever they were imported from it by name, perhaps before this package is imported.  Servers,
+    sockets and the pool's threads live by the real time meanwhile.
+    """
+    spec = time.__spec__
+    loader = None if spec is None else spec.loader
+    if spec is None or loader is None:
+        return time
+    made = loader.create_module(spec)
+    if made is None:
+        return time
+    loader.exec_module(made)
+    return made if hasattr(made, "monotonic") else time
+
+
+_time = _unfaked_time()
+
+monotonic: Clock = _time.monotonic
+"""The real :func:`time.monotonic`, at its cost, whatever a test makes of the program's clocks."""
+
+
+def bounded(seconds: float, longest: float) -> float:
+    """Return ``seconds``, but at least 0 and at most ``longest``, which NaN counts as."""
+    return max(0.0, seconds) if seconds < longest else longest
+
+
+class SteadyClock:
+    """A clock that goes on where it was when the one that it reads is set back, or says nonsense.
+
+    To be read under a lock.
+    """
+
+    __slots__ = ("_clock", "_last", "_lead")
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._lead = self._last = 0.0
+        self._last = self()
+
+    def __call__(self) -> float:
+        """Return the seconds, never less than before, never NaN or infinite."""
+        now = self._clock() + self._lead
+        if not math.isfinite(now):
+            return self._last
+        if now < self._last:
+            self._lead += self._last - now
+            return self._last
+        self._last = now
+        return now
 
 
 class Deadline:
@@ -43,7 +99,7 @@ class Deadline:
         return longest if left > longest else max(0.0, left)
 
 
-_BOOTTIME = getattr(time, "CLOCK_BOOTTIME", None)
+_BOOTTIME: int | None = getattr(_time, "CLOCK_BOOTTIME", None)
 JUMP = 1.0
 """Seconds by which one clock may overtake the other before it counts."""
 
@@ -54,7 +110,8 @@ def wakeful_clock() -> float:
     ``CLOCK_BOOTTIME`` on Linux; elsewhere the time of day, which may jump for
     other reasons too: that costs a few tests.
     """
-    return time.time() if _BOOTTIME is None else time.clock_gettime(_BOOTTIME)
+    seconds: float = _time.time() if _BOOTTIME is None else _time.clock_gettime(_BOOTTIME)
+    return seconds
 
 
 class ClockJumps:

@@ -7,8 +7,8 @@ puts it back; so it may be called by a timer, by a worker, or from outside
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import logging
 import math
 import threading
 import weakref
@@ -20,14 +20,14 @@ from .balance import STEP, Balance
 from .care import Care
 from .connector import Connection
 from .failures import SilenceError, WrongRoleError
+from .log import logger
 from .monitor import Monitor, Timer
 from .options import PoolOptions
+from .sockets import owns_socket
 from .stats import Counters
 from .store import Record, Store
 from .supply import Supply
 from .timing import Clock, ClockJumps, jitter
-
-logger = logging.getLogger("psycopg2_pool2")
 
 REFILL_INTERVAL = 60.0
 """Seconds between looks whether ``minconn`` are open, beside those that events cause."""
@@ -177,7 +177,7 @@ class Upkeep:
         if self._monitor is None:
             return
         with self._lock:
-            if self._stopped:
+            if self._stopped or not self._duties:
                 return
             pause = max(0.0, min(duty.due for duty in self._duties) - self._clock())
             if self._timer is not None:
@@ -203,20 +203,26 @@ class Upkeep:
             if sooner and self._duties:
                 self._schedule()
         self.balance_soon()  # it may not be where it is needed most
-        if self._monitor is not None:
-            self._monitor.watch(
-                conn.fileno(), functools.partial(_hung_up, weakref.ref(self), record)
-            )
+        fd = -1 if self._monitor is None else conn.fileno()
+        if self._monitor is not None and fd >= 0:  # a mock has none
+            self._monitor.watch(fd, functools.partial(_hung_up, weakref.ref(self), record))
 
     def examine(self, record: Record) -> None:
         """Look whether a connection whose server hung up, as it seems, is dead; replace it then.
 
-        One in use is looked at when it comes back.
+        One in use is looked at when it comes back; unless its descriptor was
+        closed by somebody else, so that it must not be freed when it is dropped.
         """
         conn = self._store.item_of(record)
-        if conn is None or not self._store.withdraw(conn):
+        if conn is None:
             return
-        self._keep_if_good(conn, test=False)
+        if self._store.withdraw(conn):
+            self._keep_if_good(conn, test=False)
+        elif not owns_socket(conn):
+            with contextlib.suppress(KeyError):  # else it has just come back
+                self._store.claim(record)
+                self._counters.add("connections_lost")
+                self._supply.discard(conn)
 
     def sweep(self) -> None:
         """Probe all idle connections."""
@@ -249,8 +255,8 @@ class Upkeep:
         """Doubt every idle connection if the machine was suspended meanwhile; tell whether."""
         if not self._jumps.happened():
             return False
-        logger.debug("pool %r: the clocks have jumped, idle connections are suspect", self.name)
         self.suspect_all()
+        logger.debug("pool %r: the clocks have jumped, idle connections are suspect", self.name)
         return True
 
     def suspect_all(self) -> None:
@@ -430,16 +436,20 @@ class Upkeep:
         if not record.uses and self._clock() - record.born < EARLY:
             self._supply.first_test_failed(fault, record)
         self._counters.add("connections_lost")
-        logger.debug("pool %r: discarded a connection that was lost while idle", self.name)
         self._supply.discard(conn, at_once=True)
-        return 1 if record.suspect else 1 + self.suspect_others(fault, record)
+        gone = 1 if record.suspect else 1 + self.suspect_others(fault, record)
+        logger.debug("pool %r: discarded a connection that was lost while idle", self.name)
+        return gone
 
     # -- leaks -------------------------------------------------------------
 
     def collect_lost(self) -> None:
         """Free the slots of connections that were collected, and tell of those in use."""
-        for record, was_lent in self._store.collect_lost():
+        lost = self._store.collect_lost()
+        for _, was_lent in lost:
             self._counters.add("connections_leaked" if was_lent else "connections_lost")
+            self._supply.grow()
+        for record, was_lent in lost:
             if was_lent:
                 logger.warning(
                     "pool %r: a connection was dropped without being returned;"
@@ -447,7 +457,6 @@ class Upkeep:
                     self.name,
                     f"; it was borrowed at:\n{record.loan.site}" if record.loan else "",
                 )
-            self._supply.grow()
 
     def warn_of_leaks_in_passing(self) -> None:
         """Without a thread: do that when it is due."""

@@ -10,9 +10,7 @@ its own before the program's, which keeps limits, and has the server stop.
 
 from __future__ import annotations
 
-import contextlib
 import threading
-import time
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +19,9 @@ import psycopg2
 from psycopg2 import extensions as ext
 
 from .connection import Tracked
+from .interruptions import suppress
 from .sockets import wait_ready
+from .timing import monotonic
 
 _STOP_TIMEOUT = 1.0
 """Seconds that an exception is held up until a server has been asked to stop."""
@@ -113,7 +113,7 @@ def wait_for_answer(conn: Any, deadline: float | None) -> bool:
         state = conn.poll()
         if state == ext.POLL_OK:
             return True
-        seconds = None if deadline is None else deadline - time.monotonic()
+        seconds = None if deadline is None else deadline - monotonic()
         if seconds is not None and seconds <= 0:
             return False
         fds = [conn.fileno()]
@@ -128,8 +128,8 @@ def ask_to_stop(conn: Any, seconds: float) -> None:
     ordinary error.  Does nothing for a connection that executes nothing, or that
     belongs to the parent of a forked process.
     """
-    with contextlib.suppress(Exception):
-        request = conn.pool_cancel_request
+    with suppress(psycopg2.Error, OSError):
+        request = getattr(conn, "pool_cancel_request", None)
         if request is None or conn.is_inherited():
             return
         if _is_active(conn):
@@ -145,9 +145,9 @@ def may_close(conn: Any, seconds: float) -> bool:
     """
     if not keeps_limits():
         return True
-    deadline = time.monotonic() + seconds
+    deadline = monotonic() + seconds
     while _is_active(conn):
-        if time.monotonic() >= deadline:
+        if monotonic() >= deadline:
             return False
         wait_ready((), (), _LOOK_AGAIN)
     return True

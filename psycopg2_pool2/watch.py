@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import queue
 import select
 from typing import Protocol
+
+from .descriptors import SHORTAGE, identity, leak
+from .timing import monotonic
+
+RETRY_INTERVAL = 1.0
+"""Seconds after which descriptors are asked for again, where there were none."""
+
+# As this module found it: gevent's would wait for the loop of another thread.
+_new_poll = getattr(select, "poll", None)
 
 
 class Sleeper(Protocol):
@@ -13,11 +24,24 @@ class Sleeper(Protocol):
 
     watches: bool
 
-    def sleep(self, seconds: float | None) -> list[int]:
-        """Sleep; return the descriptors whose peers have hung up."""
+    def is_whole(self) -> bool:
+        """Tell whether it is still fit for use; to be asked before it is used, but for `wake`.
 
-    def wake(self) -> None:
-        """End the sleep, or the next one; from any thread, in a finalizer too."""
+        The program may have closed its descriptors, and their numbers may be
+        those of files of the program's.
+        """
+
+    def sleep(self, seconds: float | None) -> list[int]:
+        """Sleep; return the descriptors whose peers have hung up.
+
+        Returns at once when its own descriptors are closed.
+        """
+
+    def wake(self) -> bool:
+        """End the sleep, or the next one; from any thread, in a finalizer too.
+
+        Returns False if it cannot, since it is not whole.
+        """
 
     def watch(self, fd: int) -> None:
         """Report this socket once when its peer closes it."""
@@ -26,7 +50,7 @@ class Sleeper(Protocol):
         """Forget the socket; harmless when it is closed already."""
 
     def close(self) -> None:
-        """Free the descriptors."""
+        """Free the descriptors, and end the sleep."""
 
 
 class EpollSleeper:
@@ -34,37 +58,89 @@ class EpollSleeper:
 
     ``EPOLLRDHUP`` alone, edge-triggered: answers to queries wake nobody, and
     neither borrow nor return has to touch the registration.
+
+    **Whose descriptors?**  A pipe wakes the sleeper.  A pipe has an identity; an
+    epoll has none, but only ours knows our pipe: to change the registration of
+    what is not registered fails, and to change it to what it is does nothing.
+    The sleep is a ``poll`` of both, which keeps them in existence for its
+    duration, whoever closes them.  The pipe's other end is not kept: when that is
+    closed too, the ``poll`` ends.
     """
 
     watches = True
 
     def __init__(self) -> None:
-        self._epoll = select.epoll()
-        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._epoll.register(self._bell, select.EPOLLIN)
+        self._hear, self._ring = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._pipe = identity(self._hear)
+        try:
+            self._epoll = select.epoll()
+            self._epoll.register(self._hear, select.EPOLLIN)
+        except BaseException:
+            self._close_pipe()
+            raise
+
+    def is_whole(self) -> bool:
+        """See :meth:`Sleeper.is_whole`."""
+        if not self._has_pipe():
+            return False
+        try:
+            self._epoll.modify(self._hear, select.EPOLLIN)
+        except (OSError, ValueError):
+            return False
+        return True
 
     def sleep(self, seconds: float | None) -> list[int]:
-        events = self._epoll.poll(-1 if seconds is None else seconds)
-        hung_up = [fd for fd, _ in events if fd != self._bell]
+        """See :meth:`Sleeper.sleep`."""
+        assert _new_poll is not None
+        poller = _new_poll()  # a new one, since two threads cannot wait for the same
+        for fd in (self._hear, self._epoll.fileno()):
+            poller.register(fd, select.POLLIN)
+        poller.poll(None if seconds is None else math.ceil(max(0.0, seconds) * 1000))
+        if not self.is_whole():
+            return []
+        events = self._epoll.poll(0)
+        hung_up = [fd for fd, _ in events if fd != self._hear]
         if len(hung_up) != len(events):
-            os.eventfd_read(self._bell)
+            with contextlib.suppress(BlockingIOError):  # another thread has read it
+                os.read(self._hear, 4096)
         return hung_up
 
-    def wake(self) -> None:
-        os.eventfd_write(self._bell, 1)
+    def wake(self) -> bool:
+        """See :meth:`Sleeper.wake`."""
+        if not self._has_pipe():
+            return False
+        with contextlib.suppress(BlockingIOError):  # it is full: the sleep will end
+            os.write(self._ring, b"\0")
+        return True
 
     def watch(self, fd: int) -> None:
-        self._epoll.register(fd, select.EPOLLRDHUP | select.EPOLLET)
+        """See :meth:`Sleeper.watch`."""
+        with contextlib.suppress(FileExistsError):  # watched by whoever made this one
+            self._epoll.register(fd, select.EPOLLRDHUP | select.EPOLLET)
 
     def unwatch(self, fd: int) -> None:
+        """See :meth:`Sleeper.unwatch`."""
         try:
             self._epoll.unregister(fd)
         except (OSError, ValueError):
             pass  # closing a descriptor unregisters it
 
     def close(self) -> None:
-        self._epoll.close()
-        os.close(self._bell)
+        """See :meth:`Sleeper.close`; closes nothing that is another's by now."""
+        if self.is_whole():
+            self._epoll.close()
+        else:
+            leak(self._epoll)  # which would close its number when it is collected
+        self._close_pipe()
+
+    def _has_pipe(self) -> bool:
+        # Both ends: to write to a pipe that nobody reads kills the process, if it is so minded.
+        return identity(self._hear) == self._pipe == identity(self._ring)
+
+    def _close_pipe(self) -> None:
+        for fd in (self._hear, self._ring):
+            if identity(fd) == self._pipe:
+                os.close(fd)
 
 
 class QueueSleeper:
@@ -75,6 +151,10 @@ class QueueSleeper:
     def __init__(self) -> None:
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
 
+    def is_whole(self) -> bool:
+        """See :meth:`Sleeper.is_whole`."""
+        return True
+
     def sleep(self, seconds: float | None) -> list[int]:
         try:
             self._bell.get(timeout=seconds)
@@ -83,8 +163,9 @@ class QueueSleeper:
         except queue.Empty:
             return []
 
-    def wake(self) -> None:
+    def wake(self) -> bool:
         self._bell.put(None)
+        return True
 
     def watch(self, fd: int) -> None:
         pass
@@ -96,12 +177,40 @@ class QueueSleeper:
         self.wake()
 
 
+class MakeshiftSleeper(QueueSleeper):
+    """Where no descriptor is left: unfit for use after a while, so that another is made.
+
+    What would be watched is looked at whenever another is made.
+    """
+
+    watches = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._until = monotonic() + RETRY_INTERVAL
+
+    def is_whole(self) -> bool:
+        """See :meth:`Sleeper.is_whole`."""
+        return monotonic() < self._until
+
+    def sleep(self, seconds: float | None) -> list[int]:
+        """See :meth:`Sleeper.sleep`."""
+        return super().sleep(RETRY_INTERVAL if seconds is None else min(seconds, RETRY_INTERVAL))
+
+
 def can_watch() -> bool:
     """Tell whether sockets can be watched in this process."""
     # gevent removes select.epoll; its threads must not block in a system call.
-    return hasattr(select, "epoll") and hasattr(os, "eventfd")
+    return hasattr(select, "epoll") and hasattr(os, "pipe2")
 
 
 def make_sleeper() -> Sleeper:
-    """Return the best sleeper that this process has."""
-    return EpollSleeper() if can_watch() else QueueSleeper()
+    """Return the best sleeper that this process can have now."""
+    if not can_watch():
+        return QueueSleeper()
+    try:
+        return EpollSleeper()
+    except OSError as error:
+        if error.errno not in SHORTAGE:
+            raise
+        return MakeshiftSleeper()

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import queue
 import threading
 from collections.abc import Callable
 
-from .ending import start, starts_no_threads
-
-logger = logging.getLogger("psycopg2_pool2")
+from .log import Seldom, logger
+from .threads import OwnThread, is_at_the_end
 
 Job = Callable[[], object]
 
@@ -18,6 +16,23 @@ BASE = 4
 """Threads that may run without a reason; a pool's ``num_workers`` can raise it."""
 LINGER = 2.0
 """Seconds that a thread waits for another job before it ends."""
+CANNOT_START = (RuntimeError, MemoryError)
+"""What starting a thread raises where the system gives no more of them."""
+
+_shortage = Seldom(20.0)
+
+
+def warn_of_shortage(error: BaseException) -> None:
+    """Log that no thread can be started; a few times a minute at most, for the whole process.
+
+    Not at the end of the interpreter, which is no news.
+    """
+    if not is_at_the_end(error) and _shortage.is_due():
+        logger.warning(
+            "cannot start a thread: %s; until one can be started, borrowers open"
+            " their connections themselves",
+            error,
+        )
 
 
 def rest_if_copied(pid: int) -> None:
@@ -48,7 +63,6 @@ class Workers:
         self._lock = threading.RLock()
         self._threads: set[threading.Thread] = set()
         self._free: set[threading.Thread] = set()  # not a count: that could be left wrong
-        self._helpers: set[int] = set()
         self._finished = 0
         self._finished_before = 0
 
@@ -61,19 +75,25 @@ class Workers:
         self._jobs.put(job)
         return self._add_thread(self.base) or bool(self._threads)
 
-    def help(self) -> None:
-        """Do in this thread what has none and will get none: see :mod:`.ending`."""
-        me = threading.get_ident()
-        if me in self._helpers:
-            return  # by a job; who does that goes on with what it submits
-        self._helpers.add(me)
-        try:
-            while self.crowded:
-                self._do(self._jobs.get_nowait())
-        except queue.Empty:
-            pass
-        finally:
-            self._helpers.discard(me)
+    def offer(self, job: Job) -> bool:
+        """Have ``job`` run soon, unless that takes another thread and none can be started.
+
+        Returns False then, and the job will not be run.
+        """
+        self._jobs.put(job)
+        return self._add_thread(self.base) or not self._withdraw(job)
+
+    def _withdraw(self, job: Job) -> bool:
+        """Take a job out of the queue; False if a thread has taken it already."""
+        for _ in range(self._jobs.qsize()):
+            try:
+                other = self._jobs.get_nowait()
+            except queue.Empty:
+                break
+            if other is job:
+                return True
+            self._jobs.put(other)  # at once: whoever is interrupted later loses nothing
+        return False
 
     def relieve(self) -> bool:
         """Add a thread if jobs wait and none was finished since the last call; call regularly.
@@ -104,31 +124,31 @@ class Workers:
         return bool(self._jobs.qsize()) or len(self._free) < len(self._threads)
 
     def _add_thread(self, most: float) -> bool:
-        """Start a thread if one is needed; False if that was not possible."""
-        thread = None
+        """Start a thread if one is needed; False if that is not possible."""
+        thread: threading.Thread | None = None
         try:
             with self._lock:
                 if self._jobs.qsize() <= len(self._free) or len(self._threads) >= most:
                     return True
                 thread = self._new_thread()
                 self._threads.add(thread)
-            if start(thread):
-                return True
-            with self._lock:
-                self._threads.discard(thread)
+            thread.start()
         except BaseException as error:
             # One that is counted and never began would be taken for busy for ever.
             if thread is not None:
                 with self._lock:
                     self._threads.discard(thread)
-            if not isinstance(error, RuntimeError):
+            if not isinstance(error, CANNOT_START):
+                if isinstance(error, KeyError) and error.__context__ is not None:
+                    # threading's own, after what has interrupted it at the wrong moment.
+                    raise error.__context__ from None
                 raise
-            # No more threads or memory now: the job is queued, see relieve.
-            logger.warning("cannot start a thread: %s", error)
-        return False
+            warn_of_shortage(error)
+            return False
+        return True
 
     def _new_thread(self) -> threading.Thread:
-        return threading.Thread(target=self._run, name="psycopg2_pool2-worker", daemon=True)
+        return OwnThread(self._run, "worker")
 
     def _run(self) -> None:
         try:
@@ -143,24 +163,16 @@ class Workers:
                 self._add_thread(self.base)
 
     def _run_next(self) -> bool:
-        try:
-            return self._do(self._take())
-        except queue.Empty:
-            return starts_no_threads()  # then there will be no other one
-
-    def _take(self) -> Job | None:
         me = threading.current_thread()
         try:
             self._free.add(me)
             job = self._jobs.get(timeout=LINGER)
+        except queue.Empty:
+            return False
         finally:
             self._free.discard(me)
         if self.crowded:  # by a job that was submitted before this thread was seen to be taken
             self._add_thread(self.base)
-        return job
-
-    def _do(self, job: Job | None) -> bool:
-        """Do a job; False if it was to end."""
         if job is None:
             return False
         try:

@@ -15,6 +15,7 @@ import pytest
 from hypothesis.internal.conjecture import providers
 
 from psycopg2_pool2.contrib.embedded import Server, ports
+from psycopg2_pool2.contrib.embedded.credentials import passfile
 from tests.support.pgbouncer import MakePgBouncer, PgBouncer, new_pgbouncer
 from tests.support.proxy import Proxy
 from tests.support.servers import (
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 # Some tests connect by psycopg2 itself in one thread and fork in another, where a child may copy a
 # lock of GSSAPI that is being held (psycopg2_pool2.forks); libpq would ask GSSAPI at each connect.
 os.environ.setdefault("PGGSSENCMODE", "disable")
+# The password of the servers, for tests that write their dsn by hand.
+os.environ["PGPASSFILE"] = str(passfile())
 
 _MARKED_FOLDERS = {"integration", "stress"}
 _numbers = count(1)

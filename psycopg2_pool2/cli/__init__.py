@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import psycopg2
 
 from . import bench, demo, doctor, watch
-from .errors import UsageError, in_one_line
+from .errors import UsageError, told
 from .parser import USAGE_STATUS, Parser
 
 _COMMANDS = {"bench": bench, "demo": demo, "doctor": doctor, "watch": watch}
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:  # a full disk
         _discard_output()
-        print(f"psycopg2_pool2: {in_one_line(error)}", file=sys.stderr)
+        print(f"psycopg2_pool2: {told(error)}", file=sys.stderr)
         return 1
 
 
@@ -52,7 +52,7 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         return int(_COMMANDS[arguments.command].run(arguments))
     except (UsageError, psycopg2.Error, RuntimeError) as error:
-        print(f"psycopg2_pool2 {arguments.command}: {in_one_line(error)}", file=sys.stderr)
+        print(f"psycopg2_pool2 {arguments.command}: {told(error)}", file=sys.stderr)
         return USAGE_STATUS if isinstance(error, UsageError) else 1
 
 

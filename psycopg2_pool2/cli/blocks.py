@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from psycopg2_pool2.text import printable
+
 Style = Literal["plain", "title", "faint", "good", "advice", "bad"]
 
 
@@ -17,10 +19,8 @@ class Text:
     style: Style = "plain"
 
     def printable(self) -> str:
-        """Return the text without what would move a terminal's cursor: names are the server's."""
-        return "".join(
-            c if c.isprintable() else c.encode("unicode_escape").decode() for c in self.text
-        )
+        """Return the text as it may be shown anywhere: names, errors and settings are others'."""
+        return printable(self.text)
 
 
 Cell = Text | str

@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from psycopg2_pool2.text import in_one_line
+
 USAGE_STATUS = 2
 
 # argparse quotes what it was given as Python does.
@@ -36,6 +38,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Tell what is wrong, and end the program."""
         told = _QUOTED.sub(lambda m: m[0] if _HARMLESS.fullmatch(m[0]) else "'...'", message)
+        told = in_one_line(told)
         self.exit(USAGE_STATUS, f"{self.prog}: {told} (see {self.prog} --help)\n")
 
 

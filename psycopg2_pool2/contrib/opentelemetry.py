@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 from collections.abc import Callable, Iterable
@@ -19,10 +18,9 @@ from opentelemetry.metrics import (
 )
 
 from .. import __version__
+from ..log import logger
 from ..pool import ConnectionPool
 from .metrics import BUCKETS, ObservedPools, pool_of
-
-logger = logging.getLogger("psycopg2_pool2")
 
 _PREFIX = "db.client.connection."
 _POOL_NAME = _PREFIX + "pool.name"

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from ..connector import Connection
 from ..options import PoolOptions
 from ..pool import ConnectionPool
+from ..proxies import real_connection
 from ..steps import Steps
 from .connection import LentConnection
 from .session import Loan, SharedSession
@@ -80,13 +81,13 @@ class RolledBackPool(ConnectionPool):
         """Borrow as always."""
         sandbox = self._sandbox
         conn = super().getconn(*args, **kwargs)
-        sandbox.lend(conn)
+        sandbox.lend(real_connection(conn))
         return conn
 
     def _lending(self, *args: Any) -> Steps[Connection]:
         sandbox = self._sandbox
         conn = yield from super()._lending(*args)
-        sandbox.lend(conn)
+        sandbox.lend(real_connection(conn))
         return conn
 
     def _returns_at_once(self, conn: Any) -> bool:
@@ -95,20 +96,21 @@ class RolledBackPool(ConnectionPool):
     def putconn(self, conn: Connection, *args: Any, **kwargs: Any) -> None:
         """Return as always; raise if what was undone was not the borrower's alone."""
         try:
-            self._sandbox.take_back(conn, self._options)
+            self._sandbox.take_back(real_connection(conn), self._options)
         finally:
             super().putconn(conn, *args, **kwargs)
 
     def detach(self, conn: Connection) -> Connection:
         """Take a connection out of the pool, though not out of the test."""
-        if not isinstance(conn, LentConnection):
+        real = real_connection(conn)
+        if not isinstance(real, LentConnection):
             return super().detach(conn)
-        lent = type(conn)
-        _set_class(conn, lent.__bases__[0])  # its own socket is no longer to be watched
+        lent = type(real)
+        _set_class(real, lent.__bases__[0])  # its own socket is no longer to be watched
         try:
             return super().detach(conn)
         finally:
-            _set_class(conn, lent)
+            _set_class(real, lent)
 
 
 def _have_discarded(conn: Connection) -> None:
@@ -146,7 +148,7 @@ def rolled_back(pool: P) -> Iterator[P]:
         finally:
             pool._sandbox.session.leave()
         return
-    sandbox = Sandbox(pool.detach(pool.getconn()))
+    sandbox = Sandbox(real_connection(pool.detach(pool.getconn())))
     own = type(pool)
     pool.__class__ = type(own.__name__, (RolledBackPool, own), {"_sandbox": sandbox})
     try:

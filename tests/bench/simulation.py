@@ -53,7 +53,7 @@ HOUR = 3600.0
 class Events:
     """The clock, and what happens when; in the place of the monitor and of its workers."""
 
-    watches = True
+    watches = is_running = True
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -82,6 +82,11 @@ class Events:
     def submit(self, job: Callable[[], object]) -> None:
         """Have a worker do it."""
         self.at(self.now + WORK, job)
+
+    def offer(self, job: Callable[[], object]) -> bool:
+        """Have a worker do it; there is one."""
+        self.submit(job)
+        return True
 
     def call_later(self, seconds: float, method: Callable[[], object]) -> Timer:
         """Have a bound method called in ``seconds``."""

@@ -59,7 +59,7 @@ def test_connections_are_handed_over_in_the_order_of_arrival(
     make_any_pool: MakePool, maxconn: int
 ) -> None:
     pool = make_any_pool(maxconn=maxconn)
-    conns = [pool.getconn(timeout=10) for _ in range(maxconn)]
+    conns: list[Any] = [pool.getconn(timeout=10) for _ in range(maxconn)]
     served: list[int] = []
 
     def arrive(number: int) -> object:

@@ -414,12 +414,16 @@ def test_a_child_may_be_forked_in_a_callback(
     assert told == {"status": 0, "errors": "", "answer": 1, "lost": 0}
 
 
-@pytest.mark.parametrize("workers", ["3", "0"])
+@pytest.mark.parametrize(
+    ("workers", "tests"),
+    [("3", "1"), ("3", "0"), ("0", "1")],
+    ids=["workers", "untested", "no-workers"],
+)
 @pytest.mark.parametrize("act", raw_fork.ACTS)
-def test_a_fork_that_python_is_not_told_of_is_noticed_by_the_process_id(
-    server: Server, app: str, act: str, workers: str
+def test_a_fork_that_python_is_not_told_of_is_noticed(
+    server: Server, app: str, act: str, workers: str, tests: str
 ) -> None:
-    told = run_app("raw_fork", f"{server.dsn} application_name={app}", workers, act)
+    told = run_app("raw_fork", f"{server.dsn} application_name={app}", workers, tests, act)
     assert (told["status"], told["errors"]) == (0, "")
     assert told["touched"] == []
     assert told["notices"] in (True, None)
@@ -491,6 +495,6 @@ def test_programs_inherit_nothing_of_the_pool(make_any_pool: MakePool, how: str)
         opener.result(timeout=30)
     for names in inherited:
         assert not names & sockets
-        assert not {name for name in names if "eventpoll" in name or "eventfd" in name}
+        assert not {name for name in names if "eventpoll" in name}
     give_back(pool, conns)
     assert_whole(pool)

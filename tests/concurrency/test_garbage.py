@@ -247,7 +247,7 @@ def test_a_connection_that_finalizes_itself_is_returned(make_any_pool: MakePool)
 
     pools.append(make_any_pool(maxconn=1, connection_factory=Faithful))
     pid = round_trip(pools[0])
-    conn = pools[0].getconn(timeout=10)
+    conn: Any = pools[0].getconn(timeout=10)
     conn.me = conn
     del conn
     gc.collect()
@@ -286,7 +286,7 @@ class TestAfterwards:
     def test_it_is_closed_with_its_pool(self, statement_log: StatementLog) -> None:
         pool = ThreadedConnectionPool(1, 1, **statement_log.params)
         collect_one(pool)
-        conn = pool.getconn()
+        conn: Any = pool.getconn()
         assert conn.pool_record() is None
         pool.closeall()
         assert conn.closed

@@ -182,8 +182,9 @@ class TestTimeouts:
         self, make_pool: MakePool, timeout: float, test_on_borrow: bool
     ) -> None:
         pool = make_pool(1, 1, test_on_borrow=test_on_borrow)
-        with pool.conn(timeout=10) as conn:
-            record = conn.pool_record
+        lent: Any
+        with pool.conn(timeout=10) as lent:
+            record = lent.pool_record
         record.attention = True  # so that the pool looks at it before it is lent
         with pytest.raises(ValueError, match="timeout"):
             pool.getconn(timeout=timeout)

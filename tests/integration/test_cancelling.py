@@ -123,7 +123,7 @@ class TestStatements:
     def test_of_a_parent_are_not_stopped_by_its_child(
         self, server: Server, make_pool: MakePool, app: str, way: str
     ) -> None:
-        conn = make_pool().getconn()
+        conn: Any = make_pool().getconn()
         running = in_thread(sleep, conn)
         wait_until(lambda: sleeps(server, app) == 1)
         assert in_child(lambda: conn.pool_cancel_request.send(5)) == "False"
@@ -153,6 +153,7 @@ def test_a_key_that_belongs_to_another_session_is_not_used(make_pool: MakePool) 
     keys = libpq.key_functions()
     if keys is None:
         pytest.skip("this libpq does not tell the key")
+    conn: Any
     with make_pool().conn() as conn:
         pid = pid_of(conn)
         assert keys.key(conn.pgconn_ptr, pid) is not None

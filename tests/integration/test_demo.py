@@ -21,8 +21,9 @@ _LIMIT = 60
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """Return ours without what names a server."""
-    own = {k: v for k, v in os.environ.items() if not k.startswith("PG") and k != "DATABASE_URL"}
+    """Return ours without what names a server; the password of ours stays."""
+    naming = {k for k in os.environ if k.startswith("PG") or k == "DATABASE_URL"} - {"PGPASSFILE"}
+    own = {k: v for k, v in os.environ.items() if k not in naming}
     return {**own, **extra}
 
 
@@ -77,7 +78,10 @@ def test_leaves_a_server_that_is_given_as_it_was(server: Server, by: str) -> Non
 
 def test_goes_without_killing_where_that_is_forbidden(server: Server) -> None:
     """An unprivileged user may end its own sessions, unless the function was taken from it."""
-    server.execute("CREATE ROLE bystander LOGIN; GRANT CREATE ON SCHEMA public TO bystander")
+    server.execute(
+        f"CREATE ROLE bystander LOGIN PASSWORD '{server.verifier}';"
+        " GRANT CREATE ON SCHEMA public TO bystander"
+    )
     server.execute("REVOKE EXECUTE ON FUNCTION pg_terminate_backend FROM PUBLIC")
     try:
         done = run_demo(f"host={server.host} port={server.port} user=bystander dbname=postgres")

@@ -47,6 +47,7 @@ def database(server: Server) -> Iterator[dict[str, str]]:
         "PGPORT": str(server.port),
         "PGUSER": "postgres",
         "PGDATABASE": name,
+        "PGPASSFILE": os.environ["PGPASSFILE"],
     }
     wait_until(
         lambda: not server.execute("SELECT 1 FROM pg_stat_activity WHERE datname = %s", [name])

@@ -22,7 +22,7 @@ from psycopg2_pool2 import (
     PoolTimeout,
     addresses,
     balance,
-    supply,
+    dialer,
     upkeep,
 )
 from psycopg2_pool2 import endpoints as endpoints_module
@@ -72,7 +72,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "STEP", 0.1)
     for name in ("SHORTEST_LAG", "LONGEST_LAG", "LOOKUP_PAUSE"):
         monkeypatch.setattr(endpoints_module, name, 0.1)
-    for module in (balance, supply):
+    for module in (balance, dialer):
         monkeypatch.setattr(module, "LOOKUP_TIMEOUT", 0.3)
     monkeypatch.setattr(resolver_module.NoSuchHost, "answer", addresses.Answer((), 0.1))
 
@@ -296,7 +296,7 @@ class TestSilentNameServer:
 
     @pytest.fixture(autouse=True)
     def _quick_limit(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(supply, "LOOKUP_TIMEOUT", self.LIMIT)
+        monkeypatch.setattr(dialer, "LOOKUP_TIMEOUT", self.LIMIT)
 
     def test_is_told_within_the_borrower_s_time_or_the_lookup_s(self, places: Places) -> None:
         places.dns.behave(Mode.SILENCE)
@@ -568,7 +568,7 @@ class TestReplicaThatIsSilent:
                     wait_until(lambda: endpoint(tight, FOUR).failures > 0, 20)
                     guests.wait_served(1)
                     # Who waited for another attempt would wait for too long.
-                    monkeypatch.setattr(supply, "NEXT_TRY", 60.0)
+                    monkeypatch.setattr(dialer, "NEXT_TRY", 60.0)
                     guests.begin_anew()
                     crowd.begin_anew()
                     before, began = gate.connects, time.monotonic()

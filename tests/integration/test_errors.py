@@ -116,7 +116,9 @@ class TestRefusedPort:
         pool = make_any_pool(maxconn=50, **nowhere)
         started = time.monotonic()
         waiters = [in_thread(pool.getconn, timeout=0.5) for _ in range(30)]
-        assert {type(waiter.error()) for waiter in waiters} == {PoolTimeout}
+        errors = [waiter.error() for waiter in waiters]
+        assert all(isinstance(error, PoolTimeout) for error in errors)
+        assert all(isinstance(error, psycopg2.OperationalError) for error in errors)
         # Three at once, then at most five a second.
         assert pool.get_stats()["connections_errors"] <= 5 + (time.monotonic() - started) / 0.2
 
@@ -134,9 +136,8 @@ class TestRefusedPort:
 
 @pytest.fixture(scope="module")
 def strict_server() -> Iterator[Server]:
-    """Make a server on which one user needs a password."""
-    hba = ["host all careful 127.0.0.0/8 scram-sha-256"]
-    with new_server(hba=hba) as server:
+    """Make a server with the role "careful"; "nemo", which does not exist, needs no password."""
+    with new_server(hba=["host all nemo 127.0.0.0/8 trust"]) as server:
         server.execute(f"CREATE ROLE careful LOGIN PASSWORD '{SECRET}'")
         yield server
 
@@ -148,8 +149,8 @@ def make_strict_pool(strict_server: Server, request: pytest.FixtureRequest) -> I
         yield make
 
 
-class TestFinalErrors:
-    """Trying again cannot mend them: they reach every borrower at once."""
+class TestRefusedLogins:
+    """They reach every borrower at once."""
 
     @pytest.mark.parametrize("timeout", [0, 30, None])
     def test_a_wrong_password(self, make_strict_pool: MakePool, timeout: float | None) -> None:
@@ -171,12 +172,14 @@ class TestFinalErrors:
         with pytest.raises(psycopg2.OperationalError, match=r"atlantis.* does not exist"):
             pool.getconn(timeout=timeout)
 
-    def test_an_unknown_user(self, make_any_pool: MakePool) -> None:
-        pool = make_any_pool(user="nemo")
+    def test_an_unknown_user(self, make_strict_pool: MakePool) -> None:
+        pool = make_strict_pool(user="nemo")
         with pytest.raises(psycopg2.OperationalError, match=r"nemo.* does not exist"):
             pool.getconn(timeout=30)
 
-    def test_do_not_open_the_breaker(self, make_any_pool: MakePool) -> None:
+    def test_are_told_by_psycopg2_and_leave_the_endpoint_alone(
+        self, make_any_pool: MakePool
+    ) -> None:
         pool = make_any_pool(dbname="atlantis")
         errors: list[str] = []
         for _ in range(10):
@@ -184,19 +187,17 @@ class TestFinalErrors:
                 pool.getconn()
             errors.append(type(caught.value).__name__)
         assert set(errors) == {"OperationalError"}
-        assert [endpoint.state for endpoint in pool.endpoints()] == ["closed"]
+        assert [endpoint.state for endpoint in pool.endpoints()] == ["open"]
 
     def test_are_remembered_for_a_moment_so_that_a_crowd_does_not_repeat_them(
         self, make_any_pool: MakePool
     ) -> None:
         pool = make_any_pool(maxconn=20, dbname="atlantis")
-        started = time.monotonic()
         for _ in range(50):
             with pytest.raises(psycopg2.OperationalError):
                 pool.getconn()
-        windows = (time.monotonic() - started) / 0.25 + 1
-        # At most one attempt a window; workers may have had several under way at first.
-        assert pool.get_stats()["connections_errors"] <= windows + 3
+        # After 1, 2, 4, ... seconds; workers may have had several under way at first.
+        assert pool.get_stats()["connections_errors"] <= 6
 
     def test_reach_all_who_wait(self, make_any_pool: MakePool) -> None:
         pool = make_any_pool(maxconn=20, dbname="atlantis")

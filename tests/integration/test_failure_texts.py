@@ -35,6 +35,7 @@ LONG = 20.0
 HBA = (
     "host all guarded 127.0.0.0/8 scram-sha-256",
     "host forbidden all 127.0.0.0/8 reject",
+    "host all few,missing,usual 127.0.0.0/8 trust",  # so that they are refused without a password
 )
 ROLES = (
     "CREATE ROLE guarded LOGIN PASSWORD 'right'",
@@ -90,16 +91,20 @@ def german(request: pytest.FixtureRequest) -> Iterator[GermanServer]:
 def small(request: pytest.FixtureRequest) -> Iterator[GermanServer]:
     """Make a German server that has room for few."""
     kind: type[GermanServer] = request.param
-    with new_german_server(kind, max_connections=4, superuser_reserved_connections=1) as server:
+    with new_german_server(
+        kind, HBA, max_connections=4, superuser_reserved_connections=1
+    ) as server:
         server.execute("CREATE ROLE usual LOGIN")
         yield server
 
 
-def assert_foreign(server: Server, text: str, error: psycopg2.Error | None) -> None:
-    """Check that a text is known to be an answer, and not more."""
+def assert_foreign(
+    server: Server, text: str, error: psycopg2.Error | None, kind: FailureKind | None = None
+) -> None:
+    """Check that a text is known to be an answer, and not more unless it says that it is full."""
     assert text.startswith(f'connection to server at "{server.host}", port {server.port} failed: ')
     assert is_answer(text), text
-    assert recognise(text) is None
+    assert recognise(text) is kind
     if error is not None:
         assert not never_connected(error, server.host, server.host, server.port)
 
@@ -108,18 +113,27 @@ class TestGerman:
     @pytest.mark.parametrize(
         ("parameters", "words", "sqlstate"),
         [
-            ({"dbname": "missing"}, "Datenbank »missing« existiert nicht", "3D000"),
+            (
+                {"user": "usual", "dbname": "missing"},
+                "Datenbank »missing« existiert nicht",
+                "3D000",
+            ),
             ({"user": "missing"}, "Rolle »missing« existiert nicht", "28000"),
             ({"user": "few"}, "zu viele Verbindungen von Rolle »few«", "53300"),
             ({"dbname": "forbidden"}, "pg_hba.conf lehnt Verbindung ab", "28000"),
-            ({"options": "-c work_mem=x"}, "ungültiger Wert für Parameter", "22023"),
+            (
+                {"user": "usual", "options": "-c work_mem=x"},
+                "ungültiger Wert für Parameter",
+                "22023",
+            ),
         ],
     )
     def test_refusals_are_answers_whose_sqlstate_is_asked_for(
         self, german: GermanServer, parameters: dict[str, str], words: str, sqlstate: str
     ) -> None:
         text, error = failure({**german.params, **parameters})
-        assert_foreign(german, text, error)
+        kind = FailureKind.FULL if sqlstate == "53300" else None
+        assert_foreign(german, text, error, kind)
         if german.charset == "UTF-8":
             assert words in text
         else:
@@ -149,7 +163,7 @@ class TestGerman:
     def _assert_full(self, server: Server, params: Mapping[str, Any], words: str) -> None:
         # One that has been refused takes up room for a moment.
         wait_until(lambda: words in failure(params)[0])
-        assert_foreign(server, *failed(params))
+        assert_foreign(server, *failed(params), FailureKind.FULL)
         answer = ask_server(server, user=params["user"])
         assert answer.kind is FailureKind.FULL
 

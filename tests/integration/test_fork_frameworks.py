@@ -213,6 +213,12 @@ def test_celerys_processes_leave_the_sessions_of_the_master_alone(
         assert not {answer["backend"] for answer in answers} & set(masters.pids)
         masters.assert_untouched()
 
+        limited = client.send_task("wait_in_vain")
+        deliver(tmp_path)
+        told = limited.get(timeout=START_SECONDS, interval=0.02)
+        assert told == {"interrupted": True, "sessions": MASTERS_SESSIONS, "in_use": 0}
+        masters.assert_untouched()
+
         program.ask_to_end()
         program.wait_for("Warm shutdown")
         client.send_task("answer")  # else it looks for messages for seconds before it ends

@@ -120,7 +120,8 @@ class TestServer:
             [sys.executable, "-c", program + ending], capture_output=True, text=True, check=False
         )
         folder, dsn = done.stdout.strip().split(maxsplit=1)
-        wait_until(lambda: not Path(folder).exists())
+        passfile = Path(extensions.parse_dsn(dsn)["passfile"])
+        wait_until(lambda: not Path(folder).exists() and not passfile.parent.exists())
         assert done.stderr == ""
         with pytest.raises(psycopg2.OperationalError, match="refused"):
             psycopg2.connect(dsn)

@@ -149,7 +149,7 @@ class TestRotation:
         self, make_pool: MakePool
     ) -> None:
         pool = make_pool(1, 2, lifetime_timeout=0.2)
-        conn = pool.getconn(timeout=10)
+        conn: Any = pool.getconn(timeout=10)
         wait_until(lambda: conn.pool_record.retired)
         wait_until(lambda: pool.stats() == PoolStats(in_use=1, idle=1))
         pool.putconn(conn)

@@ -138,7 +138,7 @@ class TestLeakTimeout:
         for given, expected in options:
             pool = make_any_pool(maxconn=1, **given)
             captured.clear()
-            conn = pool.getconn()
+            conn: Any = pool.getconn()
             assert len(captured) == expected
             assert (conn.pool_record.loan is None) == (not expected)
             pool.putconn(conn)

@@ -422,7 +422,7 @@ class TestSettings:
     ) -> None:
         pool = make_any_pool(configure=configure)
         for autocommit in (False, True):
-            conn = pool.getconn()
+            conn: Any = pool.getconn()
             if autocommit:
                 # While another setting is set, psycopg2 itself sends a SET here.
                 conn.set_session(

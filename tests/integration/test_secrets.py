@@ -1,7 +1,7 @@
 """Passwords are told nowhere: by no error, no record, no repr, no figure.
 
-Out of scope is what the program says itself, the exceptions of its callbacks among it, and what
-a debugger sees: the locals of a traceback's frames, `connect_kwargs`.
+Out of scope is what the program says itself, the exceptions of its callbacks among it, and the
+attribute `connect_kwargs`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import inspect
 import logging
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,17 @@ from urllib.parse import quote
 
 import psycopg2
 import pytest
+from psycopg2.extensions import connection, make_dsn
 
-from psycopg2_pool2 import ConnectionPool, PoolError, PoolTimeout, PoolUnavailable
+from psycopg2_pool2 import (
+    AdaptiveConnectionPool,
+    ConnectionPool,
+    PoolError,
+    PoolTimeout,
+    PoolUnavailable,
+    ThreadedConnectionPool,
+    get_pool,
+)
 from psycopg2_pool2.contrib.embedded import Server, free_port
 from tests.support.pools import ask, round_trip, start_waiter
 from tests.support.servers import new_server
@@ -30,11 +40,14 @@ PASSWORD = f"{MARK}/ %40"
 
 @pytest.fixture(scope="module")
 def strict_server() -> Iterator[Server]:
-    """Make a server where "careful" has the password and "other" has another."""
-    hba = [f"host all {user} 127.0.0.0/8 scram-sha-256" for user in ("careful", "other")]
-    with new_server(hba=hba) as server:
+    """Make a server where "careful" has the password and "other" has another.
+
+    No password is asked for in front of the database "nix", which does not exist.
+    """
+    with new_server(hba=["host nix all 127.0.0.0/8 trust"]) as server:
         server.execute(f"CREATE ROLE careful LOGIN PASSWORD '{PASSWORD}'")
         server.execute("CREATE ROLE other LOGIN PASSWORD 'another'")
+        server.execute(f"CREATE ROLE marked LOGIN PASSWORD '{MARK}'")
         yield server
 
 
@@ -224,7 +237,7 @@ class TestUse:
         self, heard: Heard, strict_server: Server, placed: Callable[..., dict[str, Any]]
     ) -> None:
         with new_pool(max_waiting=1, **placed()) as pool:
-            conn = pool.getconn()
+            conn: Any = pool.getconn()
             heard.of(pool.getconn)  # exhausted
             heard.of(lambda: pool.getconn(timeout=5))  # deadlock
             heard.error(in_thread(pool.getconn, timeout=0.01).error())  # timeout
@@ -277,7 +290,7 @@ def _lose_a_connection(server: Server, pool: ConnectionPool) -> None:
 
 
 def _drop_a_connection(pool: ConnectionPool) -> None:
-    holder = [pool.getconn(timeout=10)]
+    holder: list[Any] = [pool.getconn(timeout=10)]
     holder.append(holder)
     del holder
     gc.collect()
@@ -428,7 +441,7 @@ class TestCommonWords:
         with ConnectionPool(0, 1, **params) as pool:
             with pytest.raises(psycopg2.OperationalError, match='database "nix" does not exist'):
                 pool.getconn(timeout=10)
-            assert [endpoint.failures for endpoint in pool.endpoints()] == [0]
+            assert [endpoint.state for endpoint in pool.endpoints()] == ["open"]
 
     @pytest.mark.parametrize("password", COMMON)
     def test_do_not_change_what_is_told_of_a_wrong_password(
@@ -466,7 +479,78 @@ class TestSites:
         self, heard: Heard, strict_server: Server
     ) -> None:
         """A short program, whose source has its dsn in it."""
-        _script(f"{strict_server.dsn} password=s3cr3t-MARK", heard)
+        _script(f"{strict_server.dsn} user=marked password=s3cr3t-MARK", heard)
         said = heard.everything()
         assert "_script" in said
         assert MARK not in said
+
+
+def shown_in_frames(error: BaseException | None, secret: str) -> list[str]:
+    """Return where an error tracker would find a secret: in variables of frames of ours."""
+    found: list[str] = []
+    while error is not None:
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            name = str(frame.f_globals.get("__name__"))
+            if name.startswith("psycopg2_pool2"):
+                shown = [k for k, v in frame.f_locals.items() if secret in repr(v)]
+                found += [f"{name}.{frame.f_code.co_name}: {variable}" for variable in shown]
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return found
+
+
+class TestTracebacks:
+    """Error trackers record the variables of every frame."""
+
+    SECRET = "hush-4711-hush"
+
+    @pytest.fixture(params=["keywords", "dsn"])
+    def arguments(self, strict_server: Server, request: pytest.FixtureRequest) -> dict[str, Any]:
+        params = {**strict_server.params, "user": "other", "password": self.SECRET}
+        return params if request.param == "keywords" else {"dsn": make_dsn(**params)}
+
+    @pytest.mark.parametrize(
+        "kind", [ConnectionPool, ThreadedConnectionPool, AdaptiveConnectionPool]
+    )
+    @pytest.mark.parametrize("num_workers", [0, 3])
+    @pytest.mark.parametrize("more", [{}, {"sslmode": "maybe"}, {"bogus": 1}, {"timeout": -1}])
+    def test_show_no_password_of_a_pool(
+        self,
+        arguments: dict[str, Any],
+        kind: type[ConnectionPool],
+        num_workers: int,
+        more: dict[str, Any],
+    ) -> None:
+        with pytest.raises(Exception) as caught:  # noqa: PT011  # whichever
+            kind(1, 2, num_workers=num_workers, background_prewarm=False, **more, **arguments)
+        assert not shown_in_frames(caught.value, self.SECRET)
+
+    @pytest.mark.parametrize("more", [{}, {"sslmode": "maybe"}, {"bogus": 1}])
+    def test_show_no_password_of_a_manager(
+        self, arguments: dict[str, Any], more: dict[str, Any]
+    ) -> None:
+        with pytest.raises(Exception) as caught:  # noqa: PT011  # whichever
+            get_pool({"minconn": 1, "background_prewarm": False, **more, **arguments})
+        assert not shown_in_frames(caught.value, self.SECRET)
+
+    def test_show_no_token_that_connect_params_returned(self, strict_server: Server) -> None:
+        params = {**strict_server.params, "user": "other"}
+        pool = ConnectionPool(
+            0, 1, connect_params=lambda: {"password": self.SECRET, "sslmode": "maybe"}, **params
+        )
+        with pool, pytest.raises(psycopg2.Error) as caught:
+            pool.getconn(timeout=10)
+        assert not shown_in_frames(caught.value, self.SECRET)
+
+    def test_show_no_password_when_a_connect_is_interrupted(self, server: Server) -> None:
+        class Struck(connection):
+            def __init__(self, *args: Any, **kwargs: Any) -> None:
+                super().__init__(*args, **kwargs)
+                raise KeyboardInterrupt
+
+        params = {**server.params, "application_name": self.SECRET}
+        with (
+            ConnectionPool(0, 1, num_workers=0, connection_factory=Struck, **params) as pool,
+            pytest.raises(KeyboardInterrupt) as caught,
+        ):
+            pool.getconn()
+        assert not shown_in_frames(caught.value, self.SECRET)

@@ -12,7 +12,7 @@ import psycopg2.extras
 import pytest
 from psycopg2 import extensions
 
-from psycopg2_pool2 import ConnectionPool, PoolTimeout
+from psycopg2_pool2 import ConnectionPool
 from psycopg2_pool2.contrib.embedded import Server
 from tests.support.pgbouncer import MakePgBouncer
 from tests.support.pools import (
@@ -266,7 +266,7 @@ class TestClientState:
 
         pool = make_any_pool(maxconn=1, reset=reset, configure=configure, test_on_borrow=False)
         for _ in range(3):
-            conn = pool.getconn()
+            conn: Any = pool.getconn()
             assert conn.autocommit is True
             assert conn.cursor_factory is psycopg2.extras.DictCursor
             assert statement_log.during(partial(ask, conn)) == ["SELECT 1"]
@@ -523,9 +523,8 @@ class TestConnectParams:
         pool = make_any_pool(maxconn=1, connect_params=connect_params)
         with pytest.raises(ConnectionError, match="token service"):
             pool.getconn()
-        with pytest.raises(PoolTimeout, match="token service") as caught:
+        with pytest.raises(ConnectionError, match="token service"):
             pool.getconn(timeout=0.05)
-        assert isinstance(caught.value.__cause__, ConnectionError)
         waiter = start_waiter(pool, timeout=30)
         down = False
         pool.putconn(waiter.result())

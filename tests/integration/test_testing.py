@@ -332,7 +332,8 @@ class TestSeveralBorrowers:
         one, two = pool.getconn(), pool.getconn()
         insert(one, 3)
         insert(two, 4)
-        pool.putconn(one, close=bool(one.commit()))
+        one.commit()
+        pool.putconn(one)
         pool.putconn(two)
         assert rows(pool) == [3]
 
@@ -494,6 +495,7 @@ class TestConnections:
                 self.executed += 1
                 super().execute(query, vars)
 
+        conn: Any
         with pool.conn() as conn:
             counting = conn.cursor(cursor_factory=Counting)
             counting.execute("SELECT 1")
@@ -594,6 +596,7 @@ class TestFeatures:
         assert rows(pool) == [3]
 
     def test_large_objects(self, pool: ConnectionPool, server: Server) -> None:
+        conn: Any
         with pool.transaction() as conn:
             large = conn.lobject(0, "wb")
             large.write(b"so")

@@ -280,7 +280,7 @@ def test_the_constructor_refuses_the_same(
     assert isinstance(theirs, Exception), "a case of its own"
     assert isinstance(ours, type(theirs)), (theirs, ours)
     if same_text:
-        assert str(ours) == str(theirs).strip()  # libpq's texts end with a newline
+        assert str(ours).split() == str(theirs).split()  # we indent what a server may have said
 
 
 @pytest.mark.parametrize("sizes", [("1", "3"), (1.9, 3.9), (True, 3), (b"1", 3)])

@@ -10,7 +10,7 @@ import psycopg2
 import pytest
 from psycopg2 import extensions as ext
 
-from psycopg2_pool2 import ConnectionPool, connector
+from psycopg2_pool2 import ConnectionPool, cancelling, connector
 from psycopg2_pool2.connection import Tracked
 from psycopg2_pool2.failures import copy_error
 from psycopg2_pool2.options import PoolOptions
@@ -127,8 +127,9 @@ class FakeDriver:
         """Put this in the driver's place."""
         patch.setattr(psycopg2, "connect", self.connect)
         patch.setattr(connector, "_readable", lambda fd: fd in self.dead)
-        patch.setattr(connector, "cancel_request", FakeCancelRequest)
+        patch.setattr(cancelling, "cancel_request", FakeCancelRequest)
         patch.setattr(connector, "_forget_messages", lambda conn: None)
+        patch.setattr(connector, "_match_encoding", lambda conn: None)
         patch.setattr(connector, "_restore_settings", lambda conn: None)
         patch.setattr(connector, "_end_transaction", lambda conn, how: conn.end(how))
         patch.setattr(connector, "_execute_alone", lambda conn, sql: conn.ask())

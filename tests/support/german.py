@@ -16,10 +16,11 @@ from typing import Literal
 import pytest
 
 from psycopg2_pool2.contrib.embedded import Server
+from psycopg2_pool2.contrib.embedded.clusters import RULES, make_cluster
 from psycopg2_pool2.contrib.embedded.data import DataDirectory, Setting
 from psycopg2_pool2.contrib.embedded.processes import Processes, _lifeline
 from psycopg2_pool2.contrib.embedded.programs import run, spawn
-from tests.support.tls import _SETTINGS, _TRUST, _program, programs
+from tests.support.tls import _SETTINGS, _program, programs
 
 Charset = Literal["UTF-8", "ISO-8859-1"]
 
@@ -64,12 +65,9 @@ class _Data(DataDirectory):
         self._encoding = encoding
 
     def fill(self, settings: Mapping[str, Setting], hba: Sequence[str]) -> None:
-        run(
-            *("/usr/bin/env", *self._environment, _program("initdb"), "--pgdata", str(self.path)),
-            *("--username=postgres", "--auth=trust", f"--encoding={self._encoding}"),
-            *("--wal-segsize=4", "--no-sync", "--no-instructions"),
-        )
-        (self.path / "pg_hba.conf").write_text("\n".join([*hba, *_TRUST, ""]))
+        initdb = ("/usr/bin/env", *self._environment, _program("initdb"))
+        make_cluster(*initdb, data=self.path, locale=[f"--encoding={self._encoding}"])
+        (self.path / "pg_hba.conf").write_text("\n".join([*hba, *RULES, ""]))
         self.configure({**_SETTINGS, "ssl": False, **settings})
 
 
@@ -110,6 +108,7 @@ def _speaks_german() -> bool:
 def _make_locale(folder: Path, charset: Charset) -> None:
     run("mkdir", str(folder))
     run("localedef", "-i", "de_DE", "-f", charset, f"{folder}/de_DE.{charset}")
+    run("chmod", "-R", "a+rX", str(folder))  # initdb runs as another user
 
 
 def _environment(locales: Path, charset: Charset) -> tuple[str, ...]:

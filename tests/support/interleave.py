@@ -37,6 +37,10 @@ class Injected(BaseException):
     """The asynchronous exception that a run raises in a thread."""
 
 
+class InjectedError(Exception):
+    """The same as an ordinary exception: what a time limit raises, for example."""
+
+
 class _Abandoned(BaseException):
     """Unwinds the threads of a run that is stuck."""
 
@@ -51,7 +55,8 @@ class Plan:
     first: int = 0
     switches: tuple[tuple[int, int], ...] = ()
     fault: tuple[int, int] | None = None
-    """Raise `Injected` in this thread at the so manieth moment where it can come (from 1)."""
+    """Raise `error` in this thread at the so manieth moment where it can come (from 1)."""
+    error: type[Injected | InjectedError] = Injected
     intrusion: tuple[int, int] | None = None
     """Make the run's extra call in this thread at the so manieth such moment (from 1)."""
     expiries: int = 0
@@ -79,6 +84,8 @@ class Run:
     errors: list[BaseException | None] = field(default_factory=list)
     stuck: bool = False
     faulted: bool = False
+    arrived: bool = False
+    """Whether the exception that was raised has ended the thread's program."""
     expired: int = 0
     story: list[str] = field(default_factory=list)
 
@@ -221,7 +228,9 @@ class Interleaver:
         sys.settrace(self._trace_call)
         try:
             call()
-        except (Injected, _Abandoned):
+        except (Injected, InjectedError):
+            self._run.arrived = True
+        except _Abandoned:
             pass
         except BaseException as error:
             self._run.errors[task.index] = error
@@ -251,7 +260,7 @@ class Interleaver:
         task.moments += 1
         if plan.fault == (task.index, task.moments):
             self._run.faulted = True
-            raise Injected
+            raise plan.error
         if plan.intrusion == (task.index, task.moments):
             self._intruder()
             self._look()

@@ -14,10 +14,11 @@ import psycopg2
 import pytest
 
 from psycopg2_pool2.contrib.embedded import Server, free_port
+from psycopg2_pool2.contrib.embedded.credentials import write_secret
 from psycopg2_pool2.contrib.embedded.endpoint import Endpoint
 from psycopg2_pool2.contrib.embedded.folders import new_folder
 from psycopg2_pool2.contrib.embedded.processes import _cut, _lifeline
-from psycopg2_pool2.contrib.embedded.programs import spawn
+from psycopg2_pool2.contrib.embedded.programs import owner, spawn
 from psycopg2_pool2.contrib.session import execute
 from tests.support.waiting import wait_until
 
@@ -29,7 +30,7 @@ _CONFIGURATION = """
 listen_addr = {host}
 listen_port = {port}
 unix_socket_dir =
-auth_type = trust
+auth_type = scram-sha-256
 auth_file = {folder}/users
 admin_users = postgres
 """
@@ -46,7 +47,7 @@ class MakePgBouncer(Protocol):
 class PgBouncer(Endpoint):
     """One PgBouncer, started on a free port; it ends with this process at the latest.
 
-    Clients reach the server's databases through it as `postgres`, without a password.
+    Clients reach the server's databases through it as `postgres`, with the server's password.
     """
 
     def __init__(
@@ -134,10 +135,10 @@ class PgBouncer(Endpoint):
     def _write_configuration(self, server: Server, settings: dict[str, object]) -> None:
         folder = self._folder
         text = _CONFIGURATION.format(server=server, host=self.host, port=self.port, folder=folder)
-        self._ini.write_text(text + "".join(f"{name} = {settings[name]}\n" for name in settings))
-        (folder / "users").write_text('"postgres" ""\n')
-        for file in (self._ini, folder / "users"):
-            file.chmod(0o644)
+        text += "".join(f"{name} = {settings[name]}\n" for name in settings)
+        write_secret(self._ini, text, owner())
+        # The server's own verifier: a client that has logged in here can log in there.
+        write_secret(folder / "users", f'"postgres" "{server.verifier}"\n', owner())
 
     def _answers(self) -> bool:
         try:

@@ -31,13 +31,19 @@ class Program:
     """A framework's master process, whose workers are its children."""
 
     def __init__(
-        self, command: list[str], environment: dict[str, str], output: Path, folder: Path | None
+        self,
+        command: list[str],
+        environment: dict[str, str],
+        output: Path,
+        folder: Path | None,
+        binary: str | None = None,
     ) -> None:
         self._output = output
+        # Python 3.12 and newer warn of every fork of a process that has threads.
+        python = [sys.executable, "-W", "ignore:This process:DeprecationWarning"]
         with output.open("wb") as file:
             self.process = subprocess.Popen(
-                # Python 3.12 and newer warn of every fork of a process that has threads.
-                [sys.executable, "-W", "ignore:This process:DeprecationWarning", *command],
+                [*([binary] if binary else python), *command],
                 cwd=folder,
                 env={**os.environ, **environment},
                 stdin=subprocess.DEVNULL,
@@ -88,10 +94,18 @@ class Program:
 
 @contextmanager
 def started(
-    command: list[str], environment: dict[str, str], output: Path, folder: Path | None = None
+    command: list[str],
+    environment: dict[str, str],
+    output: Path,
+    folder: Path | None = None,
+    *,
+    binary: str | None = None,
 ) -> Iterator[Program]:
-    """Start a program, perhaps in a folder, and kill what is left of it at the end."""
-    program = Program(command, environment, output, folder)
+    """Start a program, perhaps in a folder, and kill what is left of it at the end.
+
+    ``command`` is Python's, unless there is a ``binary``.
+    """
+    program = Program(command, environment, output, folder, binary)
     try:
         yield program
     finally:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pytest
+from psycopg2.extensions import make_dsn
 
 from psycopg2_pool2.contrib.embedded import EmbeddedServerMissing, Server, free_port
 from tests.support.proxy import Proxy
@@ -60,8 +61,7 @@ class ReplicaSet:
     @property
     def dsn(self) -> str:
         """A connection string that names all of them, the primary first."""
-        hosts = ",".join(self.hosts)
-        return f"host={hosts} port={self.port} user=postgres dbname=postgres"
+        return str(make_dsn(**{**self.primary.params, "host": ",".join(self.hosts)}))
 
     def wait_caught_up(self) -> None:
         """Wait until every standby shows what the primary has."""

@@ -69,6 +69,8 @@ class Item:
 
     __slots__ = ("__weakref__", "number", "pool_record", "pool_token", "socket")
 
+    pool_proxy = None
+
     def __init__(self, number: int, sockets: Sockets) -> None:
         self.number = number
         self.socket: object = sockets.open(number)
@@ -127,6 +129,7 @@ class World:
     def _make_desk(self) -> Desk:
         supply = SimpleNamespace(
             has_workers=True,
+            is_stranded=False,
             watches=True,
             grow=self.grow,
             close_all=self.close_all,

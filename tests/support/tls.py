@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from psycopg2_pool2.contrib.embedded import Server
+from psycopg2_pool2.contrib.embedded.clusters import RULES, make_cluster
 from psycopg2_pool2.contrib.embedded.data import DataDirectory, Setting
 from psycopg2_pool2.contrib.embedded.folders import new_folder
 from psycopg2_pool2.contrib.embedded.log import PREFIX
@@ -42,13 +43,8 @@ _SETTINGS: dict[str, Setting] = {
     "shared_buffers": "16MB",
     "ssl": True,
     "synchronous_commit": False,
-    "unix_socket_permissions": "0777",
+    "unix_socket_permissions": "0700",
 }
-_TRUST = (
-    "local all all trust",
-    "host all all 127.0.0.0/8 trust",
-    "host all all ::1/128 trust",
-)
 
 
 @cache
@@ -164,12 +160,8 @@ class _Data(DataDirectory):
     """A data directory that Debian's `initdb` has made."""
 
     def fill(self, settings: Mapping[str, Setting], hba: Sequence[str]) -> None:
-        run(
-            *(_program("initdb"), "--pgdata", str(self.path), "--username=postgres"),
-            *("--auth=trust", "--encoding=UTF8", "--locale=C", "--wal-segsize=4"),
-            *("--no-sync", "--no-instructions"),
-        )
-        (self.path / "pg_hba.conf").write_text("\n".join([*hba, *_TRUST, ""]))
+        make_cluster(_program("initdb"), data=self.path)
+        (self.path / "pg_hba.conf").write_text("\n".join([*hba, *RULES, ""]))
         self.configure({**_SETTINGS, **settings})
 
 

@@ -20,8 +20,10 @@ class World:
     def __init__(self) -> None:
         self.used = self.cancelled = self.given_up = self.marked = False
         self.is_anothers = False
-        self.pool_record = self  # of the connection, which this is too
-        pool: Any = SimpleNamespace(pool=None, _interrupt=lambda interruption: None)
+        desk = SimpleNamespace(find_record=lambda conn: conn)  # this is its own record
+        pool: Any = SimpleNamespace(
+            pool=SimpleNamespace(_desk=desk), _interrupt=lambda interruption: None
+        )
         self.hold = aio._Hold(pool)
 
     @property
@@ -32,6 +34,9 @@ class World:
     def retired(self, value: bool) -> None:
         assert not self.is_anothers, "marked although its next borrower has it"
         self.marked = value
+
+    def __call__(self) -> World:
+        return self
 
     def fileno(self) -> int:
         raise psycopg2.InterfaceError("there is no socket")

@@ -58,12 +58,20 @@ def test_each_probe_that_fails_doubles_the_pause_up_to_the_longest() -> None:
 
 @pytest.mark.parametrize(
     ("away", "pause"),
-    [(0, 0.25), (1, 0.25), (2.5, 0.25), (5, 0.5), (20, 2), (50, 5), (120, 5), (86_400 * 2_000, 5)],
+    [(0, 0.25), (1, 0.25), (2.5, 0.25), (5, 0.5), (20, 2), (50, 5), (120, 5), (86_400, 5)],
 )
 def test_a_refusal_pauses_for_a_tenth_of_the_time_away(away: float, pause: float) -> None:
     breaker = opened(prompt=True)
+    for at in range(30, int(away), 30):  # it is tried all the time
+        fail(breaker, at, prompt=True)
     fail(breaker, away, prompt=True)
     assert 0.8 * pause <= breaker.wait(away) <= 1.2 * pause
+
+
+def test_an_outage_that_nobody_has_looked_at_for_long_begins_anew() -> None:
+    breaker = opened(prompt=True)
+    fail(breaker, 3600.0, prompt=True)
+    assert 0.2 <= breaker.wait(3600.0) <= 0.3
 
 
 def test_a_clock_that_stands_still_leaves_the_shortest_pause() -> None:

@@ -433,3 +433,23 @@ def test_importing_compiles_nothing() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
     )
     assert found.stdout.strip() == "0"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "FATAL:  zu viele Verbindungen von Rolle »shop«",
+        "FATAL:  die verbleibenden Verbindungen sind f\ufffdr Superuser reserviert",
+        "FATAL:  demasiadas conexiones para el rol «shop»",
+        "FATAL:  trop de connexions pour la base de données « shop »",
+        'FATALE:  troppe connessioni per il ruolo "shop"',
+        "FATAL:  f\ufffdr m\ufffdnga uppkopplingar f\ufffdr roll",
+        'ВАЖНО:  слишком много подключений для роли "shop"',
+        'ФАТАЛЬНА ПОМИЛКА:  занадто багато підключень для ролі "shop"',
+        '致命的エラー:  ロール"shop"からの接続が多すぎます',
+        '치명적오류:  "shop" 롤의 최대 동시 접속수를 초과했습니다',
+        '致命错误:  由角色"shop"发起的连接太多了',
+    ],
+)
+def test_a_limit_that_is_reached_is_known_in_other_languages(text: str) -> None:
+    assert recognise('connection to server at "127.0.0.1", port 1 failed: ' + text) is FULL

@@ -49,14 +49,14 @@ def test_a_mark_says_more_than_the_words_and_stays_on_a_copy() -> None:
     assert classify(copy_error(error)) is FailureKind.CALLBACK
 
 
-def test_an_error_that_takes_no_mark_is_taken_as_it_is() -> None:
-    class Bare(Exception):
+def test_an_error_that_refuses_attributes_is_marked_all_the_same() -> None:
+    class Frozen(Exception):
         def __setattr__(self, name: str, value: object) -> None:
             raise AttributeError(name)
 
-    error = Bare()
+    error = Frozen()
     mark(error, FailureKind.LOGIN)
-    assert classify(error) is FailureKind.CALLBACK
+    assert classify(error) is FailureKind.LOGIN
 
 
 def test_a_copied_error_is_raised_without_traceback() -> None:

@@ -82,10 +82,10 @@ def test_the_descriptor_cannot_be_closed_while_it_is_shut_down(
     """1. The monitor takes the guard out. 2. The thread lifts it. 3. The monitor shuts down."""
     shutting, go_on = threading.Event(), threading.Event()
 
-    def slowly(fd: int) -> None:
+    def slowly(conn: Any) -> None:
         shutting.set()
         assert go_on.wait(10)
-        sockets.shut_down(fd)
+        sockets.shut_down(conn)
 
     monkeypatch.setattr(guards_module, "shut_down", slowly)
 
@@ -104,7 +104,7 @@ def test_the_descriptor_cannot_be_closed_while_it_is_shut_down(
 
 def test_a_guard_that_is_lifted_as_its_time_ends_shuts_nothing_down(here: socket.socket) -> None:
     """1. The monitor finds the time over. 2. The thread lifts it. 3. The monitor is too late."""
-    guards = Guards(lambda: None)
+    guards = Guards(lambda: True)
     guard = guards.guard(here, 0.01)
 
     class Gate:
@@ -126,7 +126,7 @@ def test_a_socket_that_cannot_be_shut_down_holds_nobody_up(guards: Guards) -> No
 
 def test_a_descriptor_that_is_another_connections_by_now_is_left_alone() -> None:
     """1. A guard is made. 2. libpq closes the socket. 3. Another gets its number. 4. It is over."""
-    guards = Guards(lambda: None)
+    guards = Guards(lambda: True)
     guarded, there = socket.socketpair()
     number = guarded.fileno()
     guard = guards.guard(guarded, 0.01)
@@ -163,7 +163,7 @@ def test_a_guard_that_begins_as_the_monitor_stops_looking_is_seen(here: socket.s
                 return False
             return bool(len(self))
 
-    guards = Guards(lambda: None)
+    guards = Guards(lambda: True)
     late = SocketGuard()
     late.conn, late.deadline, late.ref = here, time.monotonic(), weakref.ref(late)
     guards._guarded = late.guarded = Guarded()

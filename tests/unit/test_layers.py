@@ -16,6 +16,8 @@ from psycopg2_pool2.store import Store
 FOLDER = Path(psycopg2_pool2.__file__).parent
 # From below: each imports from those above its own line only.
 LAYERS = [
+    {"descriptors", "hidden", "interruptions", "processes", "threads", "timing"},
+    {"log"},
     {
         "addresses",
         "failure_kinds",
@@ -23,16 +25,18 @@ LAYERS = [
         "bell",
         "cached_file",
         "checks",
-        "ending",
         "errors",
         "libpq",
         "loans",
         "observers",
+        "proxies",
         "sockets",
         "steps",
         "targets",
-        "timing",
+        "text",
+        "under_uwsgi",
         "watch",
+        "workers",
     },
     {
         "connection",
@@ -44,10 +48,9 @@ LAYERS = [
         "nsswitch",
         "resolv_conf",
         "silence",
-        "workers",
     },
     {"arguments", "cancelling", "dns_exchange", "waits"},
-    {"dns_questions"},
+    {"dns_questions", "system_names"},
     {"dns_query"},
     {"dns_given"},
     {"breaker", "connector", "keyed", "resolver", "stats", "store"},
@@ -158,7 +161,25 @@ def test_only_the_connector_talks_to_the_driver(module: str) -> None:
 def test_only_the_monitor_and_its_workers_start_threads(module: str) -> None:
     for call in calls(module):
         called = ast.unparse(call.func).rpartition(".")[2]
-        assert called not in ("Thread", "Timer", "ThreadPoolExecutor")
+        assert called not in ("OwnThread", "Thread", "Timer", "ThreadPoolExecutor")
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "log"])
+def test_only_one_module_calls_the_loggers_of_the_program(module: str) -> None:
+    """Filters and handlers are the program's code, and may raise."""
+    for call in calls(module):
+        assert ast.unparse(call.func) not in ("logging.getLogger", "logging.log")
+
+
+@pytest.mark.parametrize("module", [name for name in CORE if name not in ("timing", "dns_given")])
+def test_only_one_module_reads_the_clocks_that_tests_replace(module: str) -> None:
+    """What dnspython has read from one is compared with the same."""
+    clocks = ("clock_gettime", "monotonic", "perf_counter", "time")
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "time":
+            assert node.attr not in clocks, ast.unparse(node)
+        if isinstance(node, ast.ImportFrom) and node.module == "time":
+            assert not {alias.name for alias in node.names}.intersection(clocks)
 
 
 @pytest.mark.parametrize("module", CORE)

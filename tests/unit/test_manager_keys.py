@@ -303,6 +303,13 @@ def test_what_a_pool_refuses_does_not_find_a_pool_of_equal_numbers(made: PoolMan
         made.get_pool({"max_uses": 1.0, "minconn": 0, "num_workers": 0})
 
 
+def test_the_name_of_a_bad_argument_is_shown_without_control_characters() -> None:
+    for value in (object(), "a\0b", "\udcff"):
+        with pytest.raises((TypeError, ValueError), match=r"^a\\x1b\\nb ") as raised:
+            read_configuration({"a\x1b\nb": value})
+        assert str(raised.value).isprintable()
+
+
 @pytest.mark.parametrize("number", [0, -1])
 def test_there_is_no_manager_of_no_pools(number: int) -> None:
     with pytest.raises(ValueError, match="max_pools"):

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import gc
+import logging
+import math
 import os
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from psycopg2_pool2.monitor import Monitor
+from psycopg2_pool2.guards import LocalGuard, SocketGuard
+from psycopg2_pool2.monitor import LONGEST_PAUSE, Monitor
+from psycopg2_pool2.threads import OwnThread
+from psycopg2_pool2.timing import monotonic
 from psycopg2_pool2.watch import QueueSleeper
+from tests.support.fakes import FakeClock
 from tests.support.processes import in_child
+from tests.support.shortage import REFUSAL, no_threads
 from tests.support.waiting import in_thread, wait_until
 
 
@@ -255,3 +263,267 @@ def test_it_stays_while_a_job_runs(monitor: Monitor) -> None:
     assert thread.is_alive()
     go_on.set()
     wait_until(lambda: not thread.is_alive())
+
+
+# -- without a thread ----------------------------------------------------------
+
+
+def test_thread_that_cannot_start_is_started_by_a_later_call(
+    monitor: Monitor, caplog: pytest.LogCaptureFixture
+) -> None:
+    client, other = Client(), Client()
+    with no_threads():
+        assert not monitor.serve(client, 3)
+        ran = monitor.is_running
+        monitor.call_later(0, client.tick)  # which tries again
+        monitor.submit(lambda: None)
+        assert not client.called.wait(0.05)
+    assert not ran
+    assert len(caplog.records) == 1
+    assert REFUSAL in caplog.text
+    monitor.call_later(3600, other.tick)
+    assert monitor.is_running
+    assert client.called.wait(10)
+
+
+def test_thread_that_cannot_start_leaves_no_timer_behind(monitor: Monitor) -> None:
+    client = Client()
+    with no_threads():
+        monitor.serve(client, 3)
+        monitor.call_later(0, client.tick).cancel()
+    monitor.serve(client, 3)
+    wait_until(lambda: not monitor._timers)
+
+
+@pytest.mark.parametrize("monitor", ["epoll"], indirect=True)  # the other watches nothing
+def test_hang_up_without_a_thread_is_reported_when_there_is_one(
+    monitor: Monitor, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    here, there = pair
+    client, hung_up = Client(), threading.Event()
+    with no_threads():
+        monitor.serve(client, 3)
+        monitor.watch(here.fileno(), hung_up.set)
+        there.close()
+        assert not hung_up.wait(0.05)
+    monitor.serve(client, 3)
+    assert hung_up.wait(10)
+
+
+def test_jobs_and_timers_without_workers_are_done_when_there_are_some(monitor: Monitor) -> None:
+    client, done = Client(), threading.Event()
+    with no_threads("worker"):
+        assert monitor.serve(client, 3)
+        monitor.call_later(0, client.tick)
+        monitor.submit(done.set)
+        assert not monitor.offer(lambda: None)
+        assert not done.wait(0.1)
+    assert done.wait(10)
+    assert client.called.wait(10)
+
+
+def test_offered_job_is_run_or_refused(monitor: Monitor, client: Client) -> None:
+    done = threading.Event()
+    assert monitor.offer(done.set)
+    assert done.wait(10)
+
+
+def test_nobody_looks_after_guards_without_a_thread(
+    monitor: Monitor, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    conn = SimpleNamespace(fileno=pair[0].fileno, closed=0)
+    with no_threads():
+        guard: Any = monitor.guards.guard(conn, 10)
+        assert isinstance(guard, LocalGuard)
+        assert not guard.lift()
+    assert not monitor.guards
+    again: Any = monitor.guards.guard(conn, 10)
+    assert isinstance(again, SocketGuard)
+    assert monitor.is_running
+    assert not again.lift()
+
+
+def test_start_that_is_interrupted_leaves_one_thread(monitor: Monitor) -> None:
+    """1. The thread starts. 2. Whoever starts it is interrupted. 3. It is started again."""
+    begun: list[threading.Thread] = []
+    client = Client()
+    start = OwnThread.start
+
+    def interrupted(thread: OwnThread) -> None:
+        start(thread)
+        begun.append(thread)
+        raise KeyboardInterrupt
+
+    with no_threads("monitor", interrupted), pytest.raises(KeyboardInterrupt):
+        monitor.serve(client, 3)
+    assert monitor.serve(client, 3)
+    assert [monitor._thread] == begun
+    monitor.call_later(0, client.tick)
+    assert client.called.wait(10)
+
+
+def test_start_that_is_interrupted_before_the_thread_is_seen_leaves_one_thread(
+    monitor: Monitor,
+) -> None:
+    """1. It starts, unseen. 2. Its starter is interrupted. 3. Another starts. 4. The first runs."""
+    client = Client()
+    late: list[threading.Thread] = []
+
+    def start_later(thread: OwnThread) -> None:
+        late.append(thread)
+        raise KeyboardInterrupt
+
+    with no_threads("monitor", start_later), pytest.raises(KeyboardInterrupt):
+        monitor.serve(client, 3)
+    assert monitor.serve(client, 3)
+    thread = monitor._thread
+    late[0].start()
+    late[0].join(10)
+    assert not late[0].is_alive()
+    assert monitor._thread is thread
+    monitor.call_later(0, client.tick)
+    assert client.called.wait(10)
+
+
+def test_superseded_thread_passes_the_wake_up_on(monitor: Monitor) -> None:
+    """1. Two sleep. 2. A sooner timer rings. 3. The superseded one wakes up, and leaves."""
+    client = Client()
+    monitor.serve(client, 3)
+    first = monitor._thread
+    assert first is not None
+    wait_until(lambda: monitor._wakes_at > 0)
+    second = OwnThread(monitor._run, "monitor")
+    monitor._thread = second
+    second.start()
+    monitor.call_later(0, client.tick)
+    assert client.called.wait(10)
+
+    def is_gone() -> bool:
+        monitor._sleeper.wake()  # which either of them may take
+        return not first.is_alive()
+
+    wait_until(is_gone)
+    assert second.is_alive()
+
+
+# -- its clock and its log -----------------------------------------------------
+
+
+@pytest.fixture
+def timed() -> Iterator[tuple[Monitor, FakeClock, Client]]:
+    """Return a monitor that lives by a clock of the test's, and a client of it."""
+    clock, client = FakeClock(1000.0), Client()
+    made = Monitor(clock)
+    made.serve(client, 1)
+    yield made, clock, client
+    made.dismiss(client)
+    wait_until(lambda: made._thread is None)
+    made.abandon()
+
+
+@pytest.mark.parametrize("jump", [-1e9, -10.0, 1e9])
+def test_timers_outlast_a_clock_that_jumps(
+    timed: tuple[Monitor, FakeClock, Client], jump: float
+) -> None:
+    monitor, clock, client = timed
+    monitor.call_later(5, client.tick)
+    clock.now += jump
+    if jump < 0:
+        monitor._sleeper.wake()
+        assert not client.called.wait(0.05)
+        clock.now += 5.1
+    monitor._sleeper.wake()
+    assert client.called.wait(10)
+    client.called.clear()
+    monitor.call_later(0, client.tick)
+    assert client.called.wait(10)
+
+
+@pytest.mark.parametrize("now", [1000.0, math.nan, math.inf, -math.inf])
+def test_clock_that_stands_still_or_talks_nonsense_is_slept_over(
+    timed: tuple[Monitor, FakeClock, Client],
+    now: float,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monitor, clock, client = timed
+    pauses: list[float | None] = []
+    sleep = monitor._sleeper.sleep
+
+    def note(seconds: float | None) -> list[int]:
+        pauses.append(seconds)
+        return sleep(seconds)
+
+    monkeypatch.setattr(monitor._sleeper, "sleep", note)
+    clock.now = now
+    monitor.call_later(30, client.tick)
+    monitor.call_later(math.nan, client.tick)
+    wait_until(lambda: 30 in pauses)
+    threading.Event().wait(0.1)
+    assert len(pauses) < 20
+    assert not client.calls
+    assert not caplog.records
+    clock.now = 1031.0
+    monitor._sleeper.wake()
+    assert client.called.wait(10)
+
+
+@pytest.mark.parametrize("seconds", [math.inf, math.nan, 1e12])
+def test_no_timer_is_further_away_than_an_hour(
+    monitor: Monitor, client: Client, seconds: float
+) -> None:
+    timer = monitor.call_later(seconds, client.tick)
+    assert timer.when <= monotonic() + LONGEST_PAUSE
+    wait_until(lambda: monotonic() + 3000 < monitor._wakes_at <= timer.when)
+
+
+def test_timer_that_was_due_before_it_was_set_fires_now(monitor: Monitor, client: Client) -> None:
+    monitor.call_later(-1e9, client.tick)
+    assert client.called.wait(10)
+
+
+@pytest.mark.parametrize("error", [KeyError("request_id"), SystemExit(3)])
+def test_log_filter_that_raises_does_not_end_it(
+    monitor: Monitor, client: Client, error: BaseException
+) -> None:
+    class Filter(logging.Filter):
+        def filter(self, record: logging.LogRecord) -> bool:
+            raise error
+
+    calls = iter([ValueError("once"), SystemExit("twice")])
+    due = monitor._first_due
+
+    def fail_at_first(now: float) -> Any:
+        for failure in calls:
+            raise failure
+        return due(now)
+
+    log, added = logging.getLogger("psycopg2_pool2"), Filter()
+    log.addFilter(added)
+    try:
+        monitor._first_due = fail_at_first  # type: ignore[method-assign]
+        monitor.call_later(0, client.tick)
+        assert client.called.wait(10)
+    finally:
+        log.removeFilter(added)
+
+
+def test_failure_that_goes_on_is_logged_seldom(
+    monitor: Monitor, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    failures = 0
+
+    def fail(now: float) -> Any:
+        nonlocal failures
+        failures += 1
+        monitor._sleeper.wake()
+        if failures < 4:
+            raise OSError("no such descriptor")
+        return due(now)
+
+    due = monitor._first_due
+    monitor._first_due = fail  # type: ignore[method-assign]
+    monitor._sleeper.wake()
+    wait_until(lambda: failures >= 4)
+    monitor._first_due = due  # type: ignore[method-assign]
+    assert [record.levelname for record in caplog.records] == ["ERROR"]

@@ -287,6 +287,7 @@ class TestAnObserverThatIsInterrupted:
 
 def _use(made: ConnectionPool) -> None:
     made.putconn(made.getconn())
+    conn: Any
     with made.conn() as conn:
         conn.begin()
 

@@ -15,6 +15,7 @@ import pytest
 
 from psycopg2_pool2 import offload
 from psycopg2_pool2 import workers as workers_module
+from psycopg2_pool2.log import Seldom
 from psycopg2_pool2.offload import Call, Offload, finished, outcome
 from tests.support.interleave import HAS_BYTECODES, Interleaver, Plan, code_of, plans
 from tests.support.processes import in_child
@@ -106,6 +107,7 @@ class TestOffload:
         self, threads: Offload, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         me = threading.current_thread()
+        monkeypatch.setattr(workers_module, "_shortage", Seldom(20))
         with monkeypatch.context() as patch:
             full = RuntimeError("can't start new thread")
             patch.setattr(threading.Thread, "start", lambda thread: fail(full))

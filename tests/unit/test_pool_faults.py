@@ -31,7 +31,14 @@ from psycopg2_pool2 import (
 )
 from psycopg2_pool2.store import ThreadWaiter
 from tests.support.fakes import FakeClock, FakeDriver, fake_pool
-from tests.support.interleave import HAS_BYTECODES, Interleaver, Plan, code_of
+from tests.support.interleave import (
+    HAS_BYTECODES,
+    Injected,
+    InjectedError,
+    Interleaver,
+    Plan,
+    code_of,
+)
 
 MODULES = [pool, desk, supply, store, upkeep, care, guards, keyed, blocks]
 
@@ -68,6 +75,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
 
 
 def _use(pool: ConnectionPool) -> None:
+    conn: Any
     with pool.conn() as conn:
         conn.begin()
 
@@ -137,6 +145,7 @@ def _look_after(pool: ConnectionPool) -> None:
     pool.resize(0, 2)
 
 
+@pytest.mark.parametrize("error", [Injected, InjectedError])
 @pytest.mark.parametrize(
     "program",
     [
@@ -151,11 +160,14 @@ def _look_after(pool: ConnectionPool) -> None:
         _look_after,
     ],
 )
-def test_an_exception_after_any_bytecode_loses_no_slot(
-    runner: Interleaver, driver: FakeDriver, program: Callable[[ConnectionPool], None]
+def test_an_exception_after_any_bytecode_loses_no_slot_and_reaches_the_program(
+    runner: Interleaver,
+    driver: FakeDriver,
+    program: Callable[[ConnectionPool], None],
+    error: type[Injected | InjectedError],
 ) -> None:
     moment = 1
-    while _interrupted(runner, driver, program, moment):
+    while _interrupted(runner, driver, program, moment, error):
         moment += 1
     assert moment > 30, "the program has had moments"
 
@@ -165,13 +177,15 @@ def _interrupted(
     driver: FakeDriver,
     program: Callable[[ConnectionPool], None],
     moment: int,
+    error: type[Injected | InjectedError],
 ) -> bool:
     clock = FakeClock()
     pool = fake_pool(clock, 0, 2)
     pool.putconn(pool.getconn())
     clock.advance(1)
-    run = runner.run([lambda: program(pool)], Plan(fault=(0, moment)))
+    run = runner.run([lambda: program(pool)], Plan(fault=(0, moment), error=error))
     assert run.errors == [None]
+    assert run.arrived is run.faulted, f"swallowed at moment {moment}"
     assert not _held_locks(pool), f"after moment {moment}"
     if program is _use_key:  # what is known by a key alone stays in use
         pool.putconn(pool.getconn("key", timeout=5), "key")
@@ -179,7 +193,7 @@ def _interrupted(
     assert pool.stats() == PoolStats(0, len(driver.sockets)), f"after moment {moment}"
     # A key that nothing will settle would be waited for.
     assert all(loan.settled for loan in pool._desk._keyed._loans.values())
-    conns = [pool.getconn(timeout=5), pool.getconn("key", timeout=5)]
+    conns: list[Any] = [pool.getconn(timeout=5), pool.getconn("key", timeout=5)]
     assert len({conn.fd for conn in conns}) == 2
     for conn in conns:
         conn.ask()
@@ -298,7 +312,7 @@ def test_a_slot_is_free_only_when_its_socket_is_closed(driver: FakeDriver) -> No
     pool.putconn(pool.getconn(), close=True)
     pool.putconn(pool.getconn())
     pool.discard_all_idle()
-    busy = pool.getconn()
+    busy: Any = pool.getconn()
     busy.begin(1)
     pool.putconn(busy)
     assert sizes == [1, 1, 1]

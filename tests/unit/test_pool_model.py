@@ -95,7 +95,7 @@ class PoolModel(RuleBasedStateMachine):
     def borrow(self) -> None:
         full = len(self.held) >= self.pool.maxconn
         try:
-            conn = self.pool.getconn()
+            conn: Any = self.pool.getconn()
         except PoolExhausted:
             assert full
         except psycopg2.Error:
@@ -157,7 +157,7 @@ class PoolModel(RuleBasedStateMachine):
     @precondition(lambda self: self.held)
     @rule(which=pick)
     def detach(self, which: int) -> None:
-        conn = self.pool.detach(self.held.pop(which % len(self.held)))
+        conn: Any = self.pool.detach(self.held.pop(which % len(self.held)))
         self.own |= {conn.fd}
         self.detached += 1
         conn.close()

@@ -13,6 +13,7 @@ import pytest
 from psycopg2_pool2 import workers as workers_module
 from psycopg2_pool2.workers import Workers
 from tests.support.interleave import HAS_BYTECODES, Interleaver, Plan, code_of
+from tests.support.shortage import REFUSAL, no_threads
 from tests.support.waiting import wait_until
 
 
@@ -224,20 +225,117 @@ def test_stopping_lets_what_is_queued_be_done_first(workers: Workers, jobs: Jobs
     wait_until(lambda: not workers._threads)
 
 
+@pytest.mark.parametrize("error", [RuntimeError(REFUSAL), MemoryError()])
 def test_a_thread_that_cannot_start_is_not_counted_and_loses_no_job(
-    workers: Workers, monkeypatch: pytest.MonkeyPatch
+    workers: Workers, error: Exception
 ) -> None:
     def refuse(thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
+        raise error
 
     done: list[int] = []
-    with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", refuse)
-        workers.submit(lambda: done.append(1))
+    with no_threads(start=refuse):
+        assert not workers.submit(lambda: done.append(1))
     assert not workers._threads
     assert not done
     workers.relieve()
     wait_until(lambda: done)
+
+
+class TestOffer:
+    def test_is_taken_by_a_thread_that_can_be_started(self, workers: Workers) -> None:
+        done: list[int] = []
+        assert workers.offer(lambda: done.append(1))
+        wait_until(lambda: done)
+
+    def test_is_not_taken_while_no_thread_can_be_started(self, workers: Workers) -> None:
+        done: list[int] = []
+        with no_threads():
+            workers.submit(lambda: done.append(1))
+            assert not workers.offer(lambda: done.append(2))
+            workers.submit(lambda: done.append(3))
+        workers.submit(lambda: done.append(4))
+        wait_until(lambda: sorted(done) == [1, 3, 4])
+        assert not workers.busy
+
+    def test_is_taken_by_a_free_thread_whatever_can_be_started(
+        self, workers: Workers, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(workers_module, "LINGER", 60.0)
+        workers.submit(lambda: None)
+        wait_until(lambda: not workers.busy)
+        done: list[int] = []
+        with no_threads():
+            assert workers.offer(lambda: done.append(1))
+        wait_until(lambda: done)
+        workers.stop()
+
+    def test_is_not_taken_by_threads_that_are_all_busy(self, workers: Workers, jobs: Jobs) -> None:
+        jobs.submit(1)
+        running(jobs, 1)
+        done: list[int] = []
+        with no_threads():
+            assert not workers.offer(lambda: done.append(1))
+        jobs.let_go(1)
+        wait_until(lambda: not workers.busy)
+        assert not done
+
+    def test_is_taken_if_a_thread_takes_it_before_it_is_withdrawn(
+        self, workers: Workers, jobs: Jobs
+    ) -> None:
+        """1. No thread can be started. 2. A busy one becomes free. 3. It is to be withdrawn."""
+        jobs.submit(1)
+        running(jobs, 1)
+        done = threading.Event()
+
+        def become_free(thread: threading.Thread) -> None:
+            jobs.let_go(1)
+            assert done.wait(10)
+            raise RuntimeError(REFUSAL)
+
+        with no_threads(start=become_free):
+            assert workers.offer(done.set)
+
+    def test_is_taken_where_as_many_threads_run_as_may(self, workers: Workers, jobs: Jobs) -> None:
+        jobs.submit(workers.base)
+        running(jobs, workers.base)
+        done: list[int] = []
+        with no_threads():
+            assert workers.offer(lambda: done.append(1))
+        jobs.let_go(workers.base)
+        wait_until(lambda: done)
+
+
+def test_a_shortage_of_threads_is_logged_seldom(
+    workers: Workers, caplog: pytest.LogCaptureFixture
+) -> None:
+    with no_threads():
+        for _ in range(100):
+            workers.submit(lambda: None)
+            workers.relieve()
+            Workers().offer(lambda: None)
+    assert len(caplog.records) == 1
+    assert f"cannot start a thread: {REFUSAL}" in caplog.text
+
+
+@pytest.mark.parametrize("error", [KeyError("request_id"), SystemExit(3)])
+def test_a_log_filter_that_raises_ends_no_thread(workers: Workers, error: BaseException) -> None:
+    class Filter(logging.Filter):
+        def filter(self, record: logging.LogRecord) -> bool:
+            raise error
+
+    def fail() -> None:
+        raise ValueError("a job's")
+
+    threads: list[threading.Thread] = []
+    log, added = logging.getLogger("psycopg2_pool2"), Filter()
+    log.addFilter(added)
+    try:
+        workers.submit(fail)
+        wait_until(lambda: workers._finished == 1)
+        workers.submit(lambda: threads.append(threading.current_thread()))
+        wait_until(lambda: threads)
+    finally:
+        log.removeFilter(added)
 
 
 def test_a_thread_that_is_taken_but_still_counts_as_free_holds_up_no_other_job(

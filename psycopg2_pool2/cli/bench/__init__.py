@@ -10,8 +10,8 @@ from typing import Any
 import psycopg2
 
 from ..blocks import GAP, Text
-from ..embedded import new_server
-from ..errors import in_one_line
+from ..embedded import new_server, params_of
+from ..errors import told
 from ..output import standard_output, write_json
 from ..parser import number
 from ..where import add_dsn, named_server, server_params
@@ -47,14 +47,14 @@ def run(arguments: argparse.Namespace) -> int:
         except (psycopg2.Error, RuntimeError, OSError):
             raise
         except Exception as error:  # another pool's own
-            raise RuntimeError(in_one_line(error)) from error
+            raise RuntimeError(told(error)) from error
     return 0
 
 
 def _place(dsn: str | None, stack: contextlib.ExitStack) -> dict[str, Any]:
     if named_server(dsn) is not None:
         return server_params(dsn)
-    return {**stack.enter_context(new_server()).params, "sslmode": "disable"}
+    return params_of(stack.enter_context(new_server()))
 
 
 def _run(
@@ -64,8 +64,8 @@ def _run(
     server = server_version(peers[0])
     if not arguments.json:
         python = platform.python_version()
-        told = f"PostgreSQL {server}, Python {python}: measuring for {arguments.seconds:g} s"
-        standard_output().show([Text(told), GAP])
+        title = f"PostgreSQL {server}, Python {python}: measuring for {arguments.seconds:g} s"
+        standard_output().show([Text(title), GAP])
     found = figures(measure(peers, arguments.seconds))
     if arguments.json:
         write_json(_as_json(arguments.seconds, server, found))

@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         demo.play()
         right = demo.check()
         demo.show_figures()
-    screen.say(f"\nThe demo took {time.monotonic() - started:.1f} s.")
+    screen.say(f"The demo took {time.monotonic() - started:.1f} s.", gap=True)
     return 0 if right else 1
 
 

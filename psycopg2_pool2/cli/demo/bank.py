@@ -73,7 +73,7 @@ class Bank:
                 f"SELECT (SELECT sum(balance)::bigint FROM {self.accounts}),"
                 f" (SELECT count(*) FROM {self.transfers})"
             )
-            total, transfers = cursor.fetchone()
+            [(total, transfers)] = cursor.fetchall()
             return total, transfers
 
 

@@ -89,7 +89,7 @@ class Demo:
         total, transfers = self._bank.audit()
         held = total == ACCOUNTS * BALANCE
         counted = transfers == self._all.transfers
-        self._screen.say(f"\nAll in all: {self._all}.")
+        self._screen.say(f"All in all: {self._all}.", gap=True)
         self._screen.say(
             f"The total {'held' if held else 'DID NOT HOLD'}: {total:,} in the accounts,"
             f" {ACCOUNTS * BALANCE:,} at the beginning."
@@ -102,7 +102,7 @@ class Demo:
 
     def show_figures(self) -> None:
         """Write what the pool says of itself."""
-        self._screen.say("\nThe pool's own figures, of get_stats():")
+        self._screen.say("The pool's own figures, of get_stats():", gap=True)
         for name, value in self._pool.get_stats().items():
             self._screen.say(f"  {name:<21}{value:>10,}  {_FIGURES.get(name, '')}".rstrip())
 
@@ -118,7 +118,9 @@ class Demo:
             self._watch(team, 1)
 
     def _killed_while_idle(self) -> None:
-        self._screen.say("\nNobody works, and all idle connections are killed on the server")
+        self._screen.say(
+            "Nobody works, and all idle connections are killed on the server", gap=True
+        )
         if not self._kill():
             return
         with self._scene(f"{_FEW} workers come back and should notice nothing", _FEW) as team:
@@ -142,7 +144,9 @@ class Demo:
 
     def _restart(self) -> None:
         if self._server is None:
-            self._screen.say("\nA restart of the server is left out, as the server is not ours.")
+            self._screen.say(
+                "A restart of the server is left out, as the server is not ours.", gap=True
+            )
             return
         title = f"{_MANY} workers: the server is restarted, what it interrupts is repeated"
         with self._scene(title, _MANY) as team:
@@ -159,7 +163,7 @@ class Demo:
 
     @contextlib.contextmanager
     def _scene(self, title: str, workers: int) -> Iterator[Team]:
-        self._screen.say(f"\n{title}")
+        self._screen.say(title, gap=True)
         team = Team(self._bank, workers)
         with team:
             yield team

@@ -9,6 +9,8 @@ import threading
 from collections.abc import Iterator
 from typing import TextIO
 
+from psycopg2_pool2.text import in_one_line, printable
+
 
 class Screen:
     """Where the demo writes: on a terminal with a line that changes, elsewhere line by line."""
@@ -19,12 +21,13 @@ class Screen:
         self._lock = threading.Lock()
         self.interval = 0.2 if self._terminal else 1.0
 
-    def say(self, text: str) -> None:
-        """Write something that stays."""
-        self._write(f"{text}\n")
+    def say(self, text: str, gap: bool = False) -> None:
+        """Write a line that stays, if wanted below an empty one."""
+        self._write("\n" * gap + f"{printable(text)}\n")
 
     def show(self, text: str) -> None:
         """Write what holds now: it is replaced by the next text, where that is possible."""
+        text = printable(text)
         if self._terminal:
             # A line that wraps could not be replaced.
             self._write(text[: shutil.get_terminal_size().columns - 1])
@@ -47,7 +50,7 @@ class LogLines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record, in one line."""
-        self._screen.say(f"  log: {' '.join(record.getMessage().split())}")
+        self._screen.say(f"  log: {in_one_line(record.getMessage())}")
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from ..embedded import new_server
+from ..embedded import new_server, params_of
 from ..where import named_server
 from .screen import Screen
 
@@ -24,4 +24,4 @@ def place(
     screen.show("Starting a PostgreSQL server ...")
     server = stack.enter_context(new_server())
     screen.say(f"Server: a new one for this demo, on {server.host} port {server.port}.")
-    return {**server.params, "sslmode": "disable"}, server
+    return params_of(server), server

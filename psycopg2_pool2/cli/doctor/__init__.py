@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from psycopg2_pool2.text import in_one_line
+
 from ..output import standard_output, write_json
 from ..parser import number
 from ..where import add_dsn, server_params
@@ -48,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     findings = advise(examination, Plan(arguments.processes, arguments.maxconn))
     if not any(endpoint.server for endpoint in examination.endpoints):
         for complaint in complaints(examination):
-            print(f"psycopg2_pool2 doctor: {complaint}", file=sys.stderr)
+            print(f"psycopg2_pool2 doctor: {in_one_line(complaint)}", file=sys.stderr)
     elif not arguments.json:
         standard_output().show(report(examination, findings))
     if arguments.json:

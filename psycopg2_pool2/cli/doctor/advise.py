@@ -98,7 +98,7 @@ def _about_roles(examination: Examination) -> Iterator[Finding]:
 
 def _unreachable(endpoint: Endpoint) -> Iterator[Finding]:
     if endpoint.error is not None:
-        yield Finding("problem", "unreachable", endpoint.error)
+        yield Finding("problem", endpoint.failure, endpoint.error)
 
 
 def _of_server(

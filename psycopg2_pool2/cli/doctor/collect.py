@@ -14,6 +14,8 @@ import psycopg2
 from psycopg2_pool2 import CircuitBreaker, HostResolutionError
 from psycopg2_pool2 import endpoints as pool_endpoints
 from psycopg2_pool2.addresses import Answer, Place
+from psycopg2_pool2.failure_kinds import FailureKind
+from psycopg2_pool2.failures import classify
 from psycopg2_pool2.resolver import Resolver
 from psycopg2_pool2.targets import Target, read_targets
 
@@ -102,10 +104,19 @@ def _ask_all(
         try:
             server = result(future, deadline - time.monotonic())
         except (psycopg2.Error, NoAnswer) as error:
-            asked.append(Endpoint(at.host, at.address, at.port, error=reason(error)))
+            place = at.host, at.address, at.port
+            asked.append(Endpoint(*place, error=reason(error), failure=_failure(error)))
         else:
             asked.append(Endpoint(at.host, at.address, at.port, server=server))
     return tuple(asked)
+
+
+def _failure(error: BaseException) -> str:
+    """Return the kind of a failure, as the pool's log and documentation call it."""
+    kind = classify(error)
+    if kind in (None, FailureKind.SILENT, FailureKind.CUT):
+        return "unreachable"
+    return kind.label
 
 
 def _ask(params: Mapping[str, Any], at: pool_endpoints.Endpoint, seconds: float) -> Server:

@@ -130,6 +130,7 @@ class Endpoint:
     port: int
     error: str | None = None
     server: Server | None = None
+    failure: str = "unreachable"  # in a word or two, if there is an error
 
     @property
     def label(self) -> str:

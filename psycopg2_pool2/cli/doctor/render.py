@@ -47,7 +47,7 @@ def _name(name: Name) -> Text:
 def _endpoint(endpoint: Endpoint) -> Iterator[Block]:
     yield Text(endpoint.label, "title")
     if endpoint.server is None:
-        yield Table([[Text(f"unreachable: {endpoint.error}", "bad")]])
+        yield Table([[Text(f"{endpoint.failure}: {endpoint.error}", "bad")]])
         return
     server = endpoint.server
     yield Table(list(_facts(server)))

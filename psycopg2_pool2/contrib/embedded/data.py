@@ -8,8 +8,8 @@ from pathlib import Path
 
 from . import log
 from .binaries import binary
+from .clusters import RULES, template
 from .errors import EmbeddedServerError
-from .folders import template
 from .programs import run
 
 Setting = str | int | float | bool
@@ -25,17 +25,8 @@ _DEFAULT_SETTINGS: dict[str, Setting] = {
     "max_wal_size": "256MB",
     "shared_buffers": "16MB",
     "synchronous_commit": False,
-    "unix_socket_permissions": "0777",
+    "unix_socket_permissions": "0700",
 }
-# Clients on any loopback address, and standbys, need no password.
-_TRUST = (
-    "local all all trust",
-    "local replication all trust",
-    "host all all 127.0.0.0/8 trust",
-    "host all all ::1/128 trust",
-    "host replication all 127.0.0.0/8 trust",
-    "host replication all ::1/128 trust",
-)
 
 
 class DataDirectory:
@@ -47,7 +38,7 @@ class DataDirectory:
     def fill(self, settings: Mapping[str, Setting], hba: Sequence[str]) -> None:
         """Put an empty cluster there, quick and unsafe unless the settings say otherwise."""
         run("cp", "-R", str(template()), str(self.path))
-        (self.path / "pg_hba.conf").write_text("\n".join([*hba, *_TRUST, ""]))
+        (self.path / "pg_hba.conf").write_text("\n".join([*hba, *RULES, ""]))
         self.configure({**_DEFAULT_SETTINGS, **settings})
 
     def fill_from(self, primary: str, name: str) -> None:

@@ -6,6 +6,10 @@ from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Any, TypeVar
 
+from psycopg2.extensions import make_dsn
+
+from .credentials import passfile, password
+
 E = TypeVar("E", bound="Endpoint")
 
 
@@ -28,13 +32,24 @@ class Endpoint(ABC):
 
     @property
     def params(self) -> dict[str, Any]:
-        """Arguments for `psycopg2.connect`."""
-        return {"host": self.host, "port": self.port, "user": "postgres", "dbname": "postgres"}
+        """Arguments for `psycopg2.connect`. They name the file that holds the password."""
+        return {
+            "host": self.host,
+            "port": self.port,
+            "user": "postgres",
+            "dbname": "postgres",
+            "passfile": str(passfile()),
+        }
+
+    @property
+    def password(self) -> str:
+        """The password itself. It takes precedence over PGPASSWORD, which the file does not."""
+        return password()
 
     @property
     def dsn(self) -> str:
         """The same as a connection string."""
-        return " ".join(f"{key}={value}" for key, value in self.params.items())
+        return str(make_dsn(**self.params))
 
     @abstractmethod
     def close(self) -> None:

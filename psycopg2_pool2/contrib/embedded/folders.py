@@ -1,4 +1,4 @@
-"""The folders of servers, and a data directory to copy."""
+"""The folders of servers, and those that all servers of this process share."""
 
 from __future__ import annotations
 
@@ -7,25 +7,35 @@ import contextlib
 import os
 import shutil
 import tempfile
-import threading
 from functools import cache
 from pathlib import Path
 
-from .binaries import binary
-from .programs import owner, run
+from .programs import owner
 
 _MEMORY = "/dev/shm"
 _ROOM = 2 << 30
+_ours: list[tuple[int, Path]] = []
 
 
 def new_folder() -> Path:
-    """Make a folder for one server, that all may enter and whose path fits a Unix socket's."""
-    folder = Path(tempfile.mkdtemp(prefix="pool2-", dir=_quick_place()))
+    """Make a folder for the servers' user only; its path is short enough for a socket in it."""
+    folder = Path(tempfile.mkdtemp(prefix="pool2-", dir=_quick_place()))  # of mode 0700
     user = owner()
     if user is not None:
-        os.chown(folder, user.pw_uid, user.pw_gid)
-    folder.chmod(0o755)
+        os.chown(folder, *user)
     return folder
+
+
+def new_process_folder() -> Path:
+    """Make a folder that is removed when this process ends."""
+    folder = new_folder()
+    _ours.append((os.getpid(), folder))
+    return folder
+
+
+def process_folders() -> list[Path]:
+    """Return the folders that are to be removed when this process ends."""
+    return [folder for creator, folder in _ours if creator == os.getpid()]
 
 
 @cache
@@ -37,27 +47,7 @@ def _quick_place() -> str | None:
     return None
 
 
-_template_lock = threading.Lock()
-
-
-def template() -> Path:
-    """Return a data directory to copy: `initdb` takes ten times as long as copying its result."""
-    with _template_lock:
-        return _made_template(os.getpid())
-
-
-@cache
-def _made_template(creator: int) -> Path:
-    folder = new_folder()
-    atexit.register(_remove_if_mine, folder, creator)
-    run(
-        *(binary("initdb"), "--pgdata", str(folder / "data"), "--username=postgres"),
-        *("--auth=trust", "--encoding=UTF8", "--locale=C", "--wal-segsize=4"),
-        *("--no-sync", "--no-instructions"),
-    )
-    return folder / "data"
-
-
-def _remove_if_mine(folder: Path, creator: int) -> None:
-    if os.getpid() == creator:
+@atexit.register
+def _remove_all() -> None:
+    for folder in process_folders():
         shutil.rmtree(folder, ignore_errors=True)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from .binaries import binary
-from .folders import template
+from .credentials import passfile
+from .folders import process_folders
 from .programs import spawn
 
 
@@ -107,9 +108,10 @@ def _send_signal(pid: int, number: signal.Signals) -> None:
 
 def _lifeline(pid: int, folder: Path) -> subprocess.Popen[bytes]:
     """Start a watcher that ends the server when this process is killed: its pipe ends then."""
+    passfile()  # make it now: its folder has to be among those to remove
     script = 'read _; kill -QUIT "$0"; sleep 1; rm -rf "$@"'
     return subprocess.Popen(
-        ["/bin/sh", "-c", script, str(pid), str(folder), str(template().parent)],
+        ["/bin/sh", "-c", script, str(pid), *map(str, (folder, *process_folders()))],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -13,6 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from psycopg2.extensions import make_dsn
+
+from .credentials import verifier
 from .data import DataDirectory, Setting
 from .errors import EmbeddedServerError
 from .folders import new_folder
@@ -32,11 +35,14 @@ _POLL_INTERVAL = 0.005
 
 
 class Server(Administered):
-    """One PostgreSQL server on a loopback address: superuser `postgres`, no passwords.
+    """One PostgreSQL server on a loopback address, with a superuser `postgres`.
 
     `create()` makes and starts one; as a context manager it is closed at the end. It may be
     stopped, killed and started again under the same address. Whatever happens to this process,
     its servers end with it. A forked child may use a server, and never stops it.
+
+    Other users of the machine cannot connect. The password is random and the same for all servers
+    of this process; `params` and `dsn` name the file of mode 0600 from which libpq reads it.
     """
 
     def __init__(self, folder: Path, host: str, port: int, primary: Server | None = None) -> None:
@@ -61,7 +67,7 @@ class Server(Administered):
         """Make a new, empty server and start it.
 
         Without `port` it takes a free one. `settings` go over the quick and unsafe ones that are
-        the default; lines in `hba` come before those of pg_hba.conf that trust everybody.
+        the default; lines in `hba` come before those of pg_hba.conf that ask for the password.
         """
         server = cls(new_folder(), host, port or free_port(host))
         with server._removed_on_error():
@@ -87,7 +93,12 @@ class Server(Administered):
     @property
     def unix_dsn(self) -> str:
         """A connection string that goes through the Unix socket."""
-        return f"host={self.socket_dir} port={self.port} user=postgres dbname=postgres"
+        return str(make_dsn(**{**self.params, "host": self.socket_dir}))
+
+    @property
+    def verifier(self) -> str:
+        """What CREATE ROLE takes in place of the password, to give it to another role."""
+        return verifier()
 
     @property
     def pid(self) -> int | None:

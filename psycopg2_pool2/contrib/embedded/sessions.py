@@ -14,7 +14,12 @@ class Administered(Endpoint):
 
     def execute(self, sql: str, params: Params | None = None) -> list[tuple[Any, ...]]:
         """Run one statement as an administrator, on a connection of its own; return its rows."""
-        administrator = {**self.params, "application_name": "embedded", "connect_timeout": 5}
+        administrator = {
+            **self.params,
+            "password": self.password,
+            "application_name": "embedded",
+            "connect_timeout": 5,
+        }
         return execute(administrator, sql, params)
 
     def backends(self, application_name: str | None = None) -> list[int]:

@@ -4,7 +4,8 @@ Prints one JSON object: how the child ended (``status``), what it wrote
 (``errors``), what was ``touched`` of the parent's sessions, and whether the
 parent's pool still ``notices`` at once that a server has hung up.
 
-Usage: ``python -m tests.support.apps.raw_fork DSN NUM_WORKERS ACT``
+Usage: ``python -m tests.support.apps.raw_fork DSN NUM_WORKERS TESTS ACT``, where
+TESTS is 1 if connections are tested when they are borrowed, else 0.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ import psycopg2
 from psycopg2_pool2 import ConnectionPool
 from tests.support.apps.forking_parent import ask, wait_for_end
 from tests.support.apps.sessions import Witness
+from tests.support.waiting import in_thread, wait_until
 
 SESSIONS = 3
 NOTICED_WITHIN = 20
+THREADS = 8
 
 Act = Callable[[ConnectionPool, Any], object]
 
@@ -40,6 +43,26 @@ def borrow(pool: ConnectionPool, conn: Any) -> None:
     assert pool.stats().in_use == 0
     if pool._options.num_workers:
         assert notices(pool)
+    pool.close()
+
+
+def borrow_at_once(pool: ConnectionPool, conn: Any) -> None:
+    """Borrow in many threads, of which none has noticed the fork before the others begin."""
+    sys.setswitchinterval(1e-6)
+    begin = threading.Barrier(THREADS)
+
+    def lend() -> int:
+        begin.wait(10)
+        mine = pool.getconn()
+        try:
+            return int(ask(mine, "SELECT pg_backend_pid()"))
+        finally:
+            pool.putconn(mine)
+
+    running = [in_thread(lend) for _ in range(THREADS)]
+    used = {thread.result() for thread in running}
+    assert 0 < len(used) <= SESSIONS
+    assert pool.stats().in_use == 0
     pool.close()
 
 
@@ -72,9 +95,16 @@ def reap(pool: ConnectionPool, conn: Any) -> None:
     pool.reap_idle_connections()
 
 
+def return_and_borrow(pool: ConnectionPool, conn: Any) -> None:
+    pool.putconn(conn)
+    borrow(pool, conn)
+
+
 ACTS: dict[str, Act] = {
     "borrow": borrow,
+    "borrow at once": borrow_at_once,
     "return": return_it,
+    "return and borrow": return_and_borrow,
     "return to be closed": return_to_be_closed,
     "close": close_it,
     "close the pool": close_the_pool,
@@ -135,6 +165,29 @@ def switches_of_sleepers() -> dict[str, str] | None:
     return found
 
 
+def end_threads(pool: ConnectionPool) -> Callable[[], None]:
+    """Have the pool's threads end; return how to get them again.
+
+    Where a thread waits for the interpreter's lock in the moment of a fork, one that
+    is started in the child may never get it, once in some hundred forks.
+    """
+    monitor = pool._monitor
+    if monitor is None:
+        return _nothing
+    monitor.dismiss(pool)
+    wait_until(lambda: threading.active_count() == 1)
+    return lambda: _serve_again(pool)
+
+
+def _serve_again(pool: ConnectionPool) -> None:
+    assert pool._monitor is not None
+    assert pool._monitor.serve(pool, pool._options.num_workers)
+
+
+def _nothing() -> None:
+    pass
+
+
 def run_child(call: Callable[[], object]) -> None:
     status = 1
     try:
@@ -146,14 +199,50 @@ def run_child(call: Callable[[], object]) -> None:
         os._exit(status)
 
 
-def main(dsn: str, num_workers: str, act: str) -> None:
+def hold_lock(pool: ConnectionPool) -> Callable[[], None]:
+    """Have a thread hold the lock that is taken when others wait; return how to end that."""
+    store, held, end = pool._store, threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with store._lock:
+            held.set()
+            end.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    store.attention = True
+
+    def release() -> None:
+        end.set()
+        thread.join()
+        store.attention = False
+
+    return release
+
+
+PREPARE: dict[str, Callable[[ConnectionPool], Callable[[], None]]] = {
+    "return": hold_lock,
+    "borrow at once": end_threads,
+}
+"""What is done before the fork; returns what to do after it."""
+
+
+def main(dsn: str, num_workers: str, tests: str, act: str) -> None:
     pool = ConnectionPool(
-        0, SESSIONS, dsn=dsn, num_workers=int(num_workers), timeout=10, health_check_interval=0
+        0,
+        SESSIONS,
+        dsn=dsn,
+        num_workers=int(num_workers),
+        test_on_borrow=tests == "1",
+        timeout=10,
+        health_check_interval=0,
     )
     witness = Witness(dsn)
     sessions = backends(pool, SESSIONS)
     conn = pool.getconn()
     before = witness.look(sessions)
+    undo = PREPARE[act](pool) if act in PREPARE else _nothing
     with tempfile.TemporaryFile() as errors:
         child = fork_unnoticed()
         if child == 0:
@@ -164,6 +253,7 @@ def main(dsn: str, num_workers: str, act: str) -> None:
         told = errors.read().decode()
     touched = witness.changes(before)
     witness.close()
+    undo()
     pool.putconn(conn)
     noticed = notices(pool) if int(num_workers) else None
     print(json.dumps({"status": status, "errors": told, "touched": touched, "notices": noticed}))

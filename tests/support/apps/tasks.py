@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from celery import Celery, signals  # type: ignore[import-untyped]
+from celery.exceptions import SoftTimeLimitExceeded  # type: ignore[import-untyped]
 
 from tests.support.apps import own_pool
 from tests.support.apps.celery_folders import settings
@@ -19,7 +20,24 @@ def answer() -> dict[str, int]:
     return own_pool.answer()
 
 
+def wait_in_vain() -> dict[str, Any]:
+    """Wait for a connection until the time limit interrupts; tell what the pool is like then."""
+    conns = [own_pool.pool.getconn() for _ in range(own_pool.SESSIONS)]
+    try:
+        own_pool.pool.getconn(timeout=60)
+        interrupted = False
+    except SoftTimeLimitExceeded:
+        interrupted = True
+    finally:
+        for conn in conns:
+            own_pool.pool.putconn(conn)
+    sessions = own_pool.backends()
+    in_use = own_pool.pool.stats().in_use
+    return {"interrupted": interrupted, "sessions": len(set(sessions)), "in_use": in_use}
+
+
 app.task(answer, name="answer")
+app.task(wait_in_vain, name="wait_in_vain", soft_time_limit=1)
 
 
 def tell_of_the_masters_sessions(**_: Any) -> None:
