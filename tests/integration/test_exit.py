@@ -61,8 +61,14 @@ class Programs:
         self._workers = workers
         self._before = before
 
-    def run(self, program: str, *, rows: int = 0, output: str | None = None) -> None:
-        """Run one, which ends by itself, at once, well, and silently, and leaves so many rows."""
+    def run(
+        self, program: str, *, rows: int = 0, output: str | None = None, unfinished: bool = False
+    ) -> None:
+        """Run one, which ends by itself, at once, well, and silently, and leaves so many rows.
+
+        Unless it leaves a transaction unfinished the server has nothing to complain of either.
+        """
+        mark = self._server.mark()
         program = f"{HEAD}{self._before}{START}{program}"
         ended = run_program(program, self._workers, self._app, self._server.dsn)
         assert (ended.errors, ended.status) == ("", 0)
@@ -70,6 +76,9 @@ class Programs:
         assert self._rows() == rows
         assert output in (None, ended.output)
         wait_for_backends(self._server, self._app, 0)
+        told = self._server.log_text(mark).splitlines()
+        lines = [line for line in told if f"app={self._app} " in line]
+        assert not [line for line in lines if "unexpected EOF" in line and not unfinished]
 
     def _rows(self) -> int:
         sql = f"DELETE FROM rows_at_exit WHERE app = '{self._app}' RETURNING n"
@@ -288,7 +297,8 @@ for n in range(2):
 while pool.stats().in_use < 2:
     time.sleep(0.01)
 print("last words")
-"""
+""",
+            unfinished=True,
         )
 
     def test_of_ours_that_connect_keep_no_process(self, programs: Programs) -> None:
@@ -319,7 +329,8 @@ pool = make()
 conn = pool.getconn()
 conn.cursor().execute("INSERT INTO rows_at_exit VALUES (%s, 1)", (app,))
 print("last words")
-"""
+""",
+            unfinished=True,
         )
 
     def test_that_cannot_connect_are_no_matter(self, programs: Programs) -> None:
