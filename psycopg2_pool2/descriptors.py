@@ -17,6 +17,8 @@ import errno
 import os
 from typing import Any
 
+from .interruptions import let_through
+
 Identity = tuple[int, int]
 
 #: What the system reports where a process, or the machine, has no descriptor left.
@@ -36,7 +38,8 @@ def identity(fd: int) -> Identity | None:
         return None
     try:
         status = os.fstat(fd)
-    except OSError:
+    except OSError as error:
+        let_through(error)
         return None
     return status.st_dev, status.st_ino
 
@@ -62,6 +65,7 @@ def none_left() -> bool:
     try:
         os.close(os.open(os.devnull, os.O_RDONLY))
     except OSError as error:
+        let_through(error)
         return error.errno in SHORTAGE
     return False
 

@@ -791,7 +791,7 @@ class ConnectionPool:
         if it is an inherited one it enters the parent's queue, as this process
         knows it, from which nothing is lent here.
         """
-        if self._process.is_current():
+        if self._process.mark[0] or self._process.is_current():
             return False
         with process_lock():
             if not self._process.is_current():  # else another thread was faster

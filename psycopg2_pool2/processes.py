@@ -41,7 +41,7 @@ class ThisProcess:
 
     def __init__(self) -> None:
         self._pid = os.getpid()
-        #: Whoever reads 0 from it has to ask :meth:`is_current`; always so where marks are missing.
+        #: Spares those a call who read it first: 0 says that :meth:`is_current` is to be asked.
         self.mark = _mark(self._pid)
 
     def is_current(self) -> bool:
@@ -68,13 +68,13 @@ def _mark(pid: int) -> Mark:
 
 
 def _make_mark() -> Mark:
-    import mmap  # for this alone
-
     try:
+        import mmap  # for this alone
+
         # Private: what is shared with the child cannot be emptied there.
         page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         page.madvise(_WIPE_ON_FORK)
-    except (AttributeError, OSError, ValueError):  # not Linux, or an older one
+    except (AttributeError, ImportError, OSError, ValueError):  # not Linux, or no descriptor left
         return NO_MARK
     page[0] = 1
     return page

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
+from psycopg2.extensions import connection
 
 from .descriptors import SHORTAGE, identity
 from .interruptions import let_through
@@ -35,7 +36,8 @@ def owns_socket(conn: Any) -> bool:
     if type(own) is not tuple or conn.closed:  # a mock's is anything
         return True
     try:
-        fd = conn.fileno()
+        # psycopg2's own: in a test's sandbox `fileno` is that of another connection.
+        fd = connection.fileno(conn) if isinstance(conn, connection) else conn.fileno()
     except psycopg2.Error as error:  # closed just now
         let_through(error)
         return True

@@ -374,7 +374,7 @@ class Store(Generic[T]):
         Does nothing in a forked child, which any return may reach that was not
         told of the fork: a thread of the parent may have had the lock.
         """
-        if not self._process.is_current():
+        if not (self._process.mark[0] or self._process.is_current()):
             return []
         served: list[Waiter[T]] = []
         surplus: list[T] = []

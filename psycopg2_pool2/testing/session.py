@@ -389,7 +389,7 @@ def _after_fork_in_child() -> None:
     """Have the sessions of the parent survive whatever the child does with its copies."""
     for session in list(_sessions):
         with contextlib.suppress(Exception):
-            cut_off(session.conn.fileno())
+            cut_off(session.conn)
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -23,6 +23,7 @@ from psycopg2_pool2 import (
     addresses,
     balance,
     dialer,
+    system_names,
     upkeep,
 )
 from psycopg2_pool2 import endpoints as endpoints_module
@@ -798,7 +799,7 @@ class TestManyPools:
         """Have a thousand names in the hosts file, and in the system's own resolver."""
         path = tmp_path / "hosts"
         path.write_text("".join(f"{ONE} tenant{number}.test\n" for number in range(1000)))
-        monkeypatch.setattr(resolver_module, "HostsFile", lambda _: HostsFile(str(path)))
+        monkeypatch.setattr(system_names, "HostsFile", lambda _: HostsFile(str(path)))
         monkeypatch.setattr(
             socket,
             "getaddrinfo",

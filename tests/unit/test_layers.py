@@ -16,8 +16,8 @@ from psycopg2_pool2.store import Store
 FOLDER = Path(psycopg2_pool2.__file__).parent
 # From below: each imports from those above its own line only.
 LAYERS = [
-    {"descriptors", "hidden", "interruptions", "processes", "threads", "timing"},
-    {"log"},
+    {"hidden", "interruptions", "processes", "threads", "timing"},
+    {"descriptors", "log"},
     {
         "addresses",
         "failure_kinds",
