@@ -16,7 +16,15 @@ from .monitor import Monitor
 from .sockets import owns_socket
 from .stats import Counters
 from .store import Record
+from .timing import monotonic
 from .waits import keeps_limits
+
+VERIFIED_FOR = 0.001
+"""Seconds for which a connection that had its own socket is taken to have it.
+
+To look before every test would cost a twelfth of the test: after a wait for the server, all that a
+system call needs has left the processor's caches.
+"""
 
 
 class Care:
@@ -75,9 +83,12 @@ class Care:
         seems_lost, record.hung_up = record.hung_up, False  # before the probe, which may be outrun
         if conn.closed:
             return True
-        if seems_lost or probe:
-            return not self._connector.probe(conn)
-        return not owns_socket(conn)  # it is about to be written to
+        now = monotonic()
+        if seems_lost or now >= record.verified_until:  # it is about to be written to
+            if not owns_socket(conn):
+                return True
+            record.verified_until = now + VERIFIED_FOR
+        return (seems_lost or probe) and not self._connector.probe(conn)
 
     def prepare(self, conn: Connection) -> None:
         """Make a new connection ready for use; raises what ``configure`` raises."""

@@ -27,7 +27,7 @@ from .hidden import clear_driver_frames
 from .interruptions import let_through, suppress
 from .log import logger
 from .proxies import LentProxy, StandIn, connect_is_mock
-from .sockets import owns_socket, shut_down
+from .sockets import shut_down
 from .targets import DEFAULT_PORT, effective
 from .timing import monotonic
 from .waits import Limit, ask_to_stop, keeps_limits, may_close
@@ -275,7 +275,7 @@ class Connector:
         farewell for a notice and fails only at the end of the stream, which may
         come a moment later; so a notice is enough, as idle sessions get no others.
         """
-        if conn.closed or not owns_socket(conn):
+        if conn.closed:
             return False
         if isinstance(conn, StandIn):
             return True

@@ -24,6 +24,7 @@ Identity = tuple[int, int]
 #: What the system reports where a process, or the machine, has no descriptor left.
 SHORTAGE = (errno.EMFILE, errno.ENFILE)
 
+_HAS_IDENTITIES = os.name == "posix"
 _leaked: list[Any] = []
 
 
@@ -34,14 +35,13 @@ def identity(fd: int) -> Identity | None:
     as an epoll, shares one with all of its kind.  Always None on Windows, where
     sockets have no descriptors.
     """
-    if os.name != "posix":
+    if not _HAS_IDENTITIES:
         return None
     try:
-        status = os.fstat(fd)
+        return os.fstat(fd)[1:3]  # inode and device; by their names it takes longer
     except OSError as error:
         let_through(error)
         return None
-    return status.st_dev, status.st_ino
 
 
 def leak(thing: Any) -> None:

@@ -8,6 +8,7 @@ connect: it reaches the borrower.
 
 from __future__ import annotations
 
+import sys
 import threading
 from types import CodeType, TracebackType
 from typing import Any
@@ -29,8 +30,11 @@ def raised_by_handler(error: BaseException) -> bool:
 
 
 def _handlers() -> set[CodeType]:
-    import signal  # rarely needed
-
+    # Who installed a handler has imported it; to do so here would need a descriptor, and fail in
+    # just those errors that tell that none is left.
+    signal = sys.modules.get("signal")
+    if signal is None:
+        return set()
     found = set()
     for number in signal.valid_signals():
         handler: Any = signal.getsignal(number)

@@ -132,6 +132,7 @@ class Record(weakref.ref[Any]):
         "suspect",  # test it before it is lent again
         "token",  # shared with the connection for as long as that exists
         "uses",
+        "verified_until",  # by the monotonic clock: its socket's number was its own just before
     )
 
     attention: bool
@@ -148,6 +149,7 @@ class Record(weakref.ref[Any]):
     suspect: bool
     token: object
     uses: int
+    verified_until: float
 
     def __new__(  # noqa: D102
         cls, item: Any, callback: Callable[[Record], None], now: float
@@ -161,6 +163,7 @@ class Record(weakref.ref[Any]):
         self.endpoint = self.key = self.loan = self.last_loan = self.lent_at = None
         self.expires_at = math.inf
         self.token = object()  # which the collector does not know of, and nobody refers to weakly
+        self.verified_until = -math.inf
         self.uses = 0
         hash(self)  # kept from now on: a dead referent could not be hashed
 

@@ -10,6 +10,7 @@ import select
 from typing import Protocol
 
 from .descriptors import SHORTAGE, identity, leak
+from .interruptions import let_through
 from .timing import monotonic
 
 RETRY_INTERVAL = 1.0
@@ -85,7 +86,8 @@ class EpollSleeper:
             return False
         try:
             self._epoll.modify(self._hear, select.EPOLLIN)
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
+            let_through(error)
             return False
         return True
 
@@ -122,8 +124,8 @@ class EpollSleeper:
         """See :meth:`Sleeper.unwatch`."""
         try:
             self._epoll.unregister(fd)
-        except (OSError, ValueError):
-            pass  # closing a descriptor unregisters it
+        except (OSError, ValueError) as error:
+            let_through(error)  # else it is closed already, which unregisters it
 
     def close(self) -> None:
         """See :meth:`Sleeper.close`; closes nothing that is another's by now."""
@@ -178,7 +180,7 @@ class QueueSleeper:
 
 
 class MakeshiftSleeper(QueueSleeper):
-    """Where no descriptor is left: unfit for use after a while, so that another is made.
+    """Where no descriptor is to be had: unfit for use after a while, so that another is made.
 
     What would be watched is looked at whenever another is made.
     """
@@ -209,8 +211,15 @@ def make_sleeper() -> Sleeper:
     if not can_watch():
         return QueueSleeper()
     try:
-        return EpollSleeper()
+        made = EpollSleeper()
     except OSError as error:
+        let_through(error)
         if error.errno not in SHORTAGE:
             raise
         return MakeshiftSleeper()
+    if made.is_whole():
+        return made
+    # Somebody closes descriptors at this moment, or the system cannot tell whose they are.  To be
+    # replaced at once, and at once again, would cost a thread each time.
+    made.close()
+    return MakeshiftSleeper()

@@ -180,6 +180,19 @@ class TestSleeper:
         assert made.wake()
         assert made.sleep(None) == []
 
+    def test_is_not_made_anew_without_end_where_it_cannot_be_known(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(EpollSleeper, "is_whole", lambda sleeper: False)
+        client, monitor = Client(), Monitor()
+        monitor.serve(client, 1)
+        monitor.call_later(0, client.tick)
+        assert client.called.wait(10)
+        assert isinstance(monitor._sleeper, MakeshiftSleeper)
+        monitor.dismiss(client)
+        wait_until(lambda: monitor._thread is None)
+        monitor.abandon()
+
 
 class Client:
     """What a monitor serves, and what is told of a socket."""
