@@ -269,7 +269,10 @@ class AsyncConnectionPool:
             call.cancel()
             hold.give_up()
             raise
-        return await outcome(call)
+        try:
+            return await outcome(call)
+        finally:
+            del call  # an error's traceback refers to this frame
 
     async def _end_on(self, conn: Connection, act: Callable[[], T]) -> T:
         """Have a worker end a block on a connection in use by the task.
@@ -283,7 +286,10 @@ class AsyncConnectionPool:
         except BaseException:
             self._interrupt(_interruption(self.pool, conn))
             raise
-        return await outcome(call)
+        try:
+            return await outcome(call)
+        finally:
+            del call  # an error's traceback refers to this frame
 
     def _interrupt(self, interruption: Callable[[], None] | None) -> None:
         if interruption is not None:
@@ -471,7 +477,7 @@ def _interruption(pool: ConnectionPool, conn: Connection) -> Callable[[], None] 
     if record is None:
         return None  # it came back meanwhile
     record.retired = record.attention = True
-    conn = record()
+    conn = record.item()
     try:
         # A copy, since later its descriptor may be another connection's.
         twin = twin_of(conn)

@@ -77,4 +77,7 @@ class TransactionBlock(LoanBlock):
                 raise
             # The block's own exception says more than that of the rollback.
         finally:
-            super().__exit__(exc_type, exc, traceback)
+            try:
+                super().__exit__(exc_type, exc, traceback)
+            finally:
+                del exc  # its traceback refers to this frame

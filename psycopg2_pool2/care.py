@@ -118,6 +118,7 @@ class Care:
                 self.name,
                 self._connector.tell(error),
             )
+            error.with_traceback(None)  # which refers to this frame
         if error is None and conn.get_transaction_status() != IDLE:
             return psycopg2.ProgrammingError("the reset left a transaction behind")
         if error is None and self._connector.has_lost_role(conn):

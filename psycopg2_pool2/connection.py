@@ -31,6 +31,7 @@ _SLOTS = (
     "pool_proxy",  # see proxies.py; None where nothing traces
     "pool_record",
     "pool_socket",  # the identity of its socket
+    "pool_token",  # its record's, see store.py
 )
 _OURS = frozenset(_SLOTS)
 _MOST_LOOKED_AT = 100

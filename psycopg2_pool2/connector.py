@@ -172,7 +172,10 @@ class Connector:
             gate.leave(connecting)
             conn = factory.finish(failed=returned is None)
         if failure is not None:
-            raise failure  # outside of its handler: the error itself would be its context
+            try:
+                raise failure  # outside of its handler: the error itself would be its context
+            finally:
+                del failure  # its traceback refers to this frame
         return self._adopt(conn, returned)
 
     def _adopt(self, conn: Connection | None, returned: Any) -> Connection:

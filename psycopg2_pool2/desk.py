@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from .care import Care
+from .connection import Tracked
 from .connector import Connection
 from .errors import PoolClosed, PoolError, PoolExhausted, PoolTimeout, TooManyRequests
 from .failure_kinds import FailureKind
@@ -73,7 +74,9 @@ class Desk:
         self._counters = counters
         self._observers = counters.observers
         self._clock = clock
-        self._keyed = KeyedLoans(store.lent.__contains__, self.find_record)
+        self._keyed = KeyedLoans(
+            store.lent.__contains__, functools.partial(find_record, records=store.lent)
+        )
         self._has_workers = supply.has_workers
         # Read for every loan.
         self._tests = options.test_on_borrow is not False
@@ -84,7 +87,7 @@ class Desk:
         self.watched = supply.watches
         # Whether a thread that waits has nothing to do before its first pause.
         self._pauses_first = supply.has_workers and not options.debug
-        self._waiter: MakeThreadWaiter = self._known_waiter if options.debug else ThreadWaiter
+        self._waiter: MakeThreadWaiter = _known_waiter if options.debug else ThreadWaiter
 
     # -- lending -----------------------------------------------------------
 
@@ -196,12 +199,12 @@ class Desk:
         conn = self._keyed.get(key, lambda: self.lend(None, timeout), deadline)
         if conn is None:
             error = self._report.timed_out(deadline)
-            self._count_failure(error)
-            raise error
+            try:
+                self._count_failure(error)
+                raise error
+            finally:
+                del error  # its traceback refers to this frame
         return conn
-
-    def _known_waiter(self, patient: bool) -> ThreadWaiter[Connection]:
-        return ThreadWaiter(patient, borrower())
 
     def _wait(self, deadline: Deadline, make_waiter: MakeWaiter) -> Steps[Connection]:
         """Queue up until a connection is handed over."""
@@ -276,7 +279,10 @@ class Desk:
     def _pause(self, waiter: Waiter[Connection], deadline: Deadline) -> float:
         """Return how long to wait before looking around; raise if there is no sense in waiting."""
         if waiter.error is not None:
-            raise waiter.error
+            try:
+                raise waiter.error
+            finally:
+                waiter.error = None  # its traceback refers to who waits
         if self._options.debug:
             _raise_if(self._report.deadlock())
         if not waiter.patient:
@@ -326,8 +332,11 @@ class Desk:
         finally:
             # Unused if the borrower's task was cancelled; whoever keeps the error keeps the step.
             self._store.drop_permit(permit)
-        if error is not None and not waiter.patient:
-            raise error
+        try:
+            if error is not None and not waiter.patient:
+                raise error
+        finally:
+            del error  # its traceback refers to this frame
         return 0.0
 
     def _open_and_keep(self, permit: Permit, seconds: float | None) -> Exception | None:
@@ -483,7 +492,7 @@ class Desk:
 
     def detach(self, lent: Connection, record: Record) -> None:
         """Strike a connection that the pool has claimed out of the books."""
-        conn = record()
+        conn = record.item()
         record.uses += 1
         self._supply.unwatch(lent if conn is None else conn)
         self._counters.add("connections_detached")
@@ -529,9 +538,13 @@ class Desk:
         return PoolError(f"trying to put unkeyed connection: {why}: pool {self._name!r}{where}")
 
 
+def _known_waiter(patient: bool) -> ThreadWaiter[Connection]:
+    return ThreadWaiter(patient, borrower())
+
+
 def _taken_in(lent: Connection, record: Record) -> Connection:
     """Return the pool's connection of a borrower's that has come back, or stands for it."""
-    conn: Connection = record()
+    conn: Connection = lent if issubclass(type(lent), Tracked) else record.item()
     if conn is None:
         return lent
     if conn.pool_proxy is not None:
@@ -540,5 +553,8 @@ def _taken_in(lent: Connection, record: Record) -> Connection:
 
 
 def _raise_if(error: BaseException | None) -> None:
-    if error is not None:
-        raise error
+    try:
+        if error is not None:
+            raise error
+    finally:
+        del error  # its traceback refers to this frame

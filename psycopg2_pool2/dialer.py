@@ -106,7 +106,10 @@ class Dialer:
                 return found
         if not tried:
             raise NotNowError
-        raise _joined(list(tried.values()))
+        try:
+            raise _joined(list(tried.values()))
+        finally:
+            tried.clear()  # the traceback of the error refers to this frame
 
     def dial_at(
         self, endpoint: Endpoint, seconds: float | None = None, on_stall: OnStall = _ignore

@@ -221,12 +221,15 @@ class Endpoints:
         """
         names = self._due(unknown)
         error: HostResolutionError | None = None
-        for name in names:
-            error = self._look_up(name, seconds / len(names)) or error
-            if unknown and self.current():
-                return
-        if error is not None and not self.current():
-            raise error
+        try:
+            for name in names:
+                error = self._look_up(name, seconds / len(names)) or error
+                if unknown and self.current():
+                    return
+            if error is not None and not self.current():
+                raise error
+        finally:
+            del error  # its traceback refers to this frame
 
     def _due(self, unknown: bool) -> list[str]:
         with self._lock:

@@ -20,6 +20,9 @@ from .interruptions import raised_by_handler
 
 T = TypeVar("T")
 
+MOST_CAUSES = 10
+"""How many causes of a cause are kept; they may go round in a circle."""
+
 
 class SilenceError(psycopg2.OperationalError):
     """The server did not answer in time: a test, a clean-up, or a new connection."""
@@ -93,14 +96,20 @@ def call_back(callback: Callable[..., T], *args: Any) -> T:
         raise
 
 
-def copy_error(error: BaseException) -> BaseException:
-    """Return a copy to raise, since one exception raised in two threads mixes their tracebacks."""
+def copy_error(error: BaseException, causes: int = MOST_CAUSES) -> BaseException:
+    """Return a copy to raise, since one exception raised in two threads mixes their tracebacks.
+
+    Its causes are copies too: a traceback that is kept keeps all that was in use
+    when it came about, the pool included.
+    """
     try:
         twin = copy.copy(error)
     except Exception:  # a foreign exception that cannot be copied
         return error
+    cause = error.__cause__
+    cause = copy_error(cause, causes - 1) if causes and cause is not None else None
     # As an exception of the program's may refuse new attributes: a frozen dataclass does.
-    object.__setattr__(twin, "__cause__", error.__cause__)
+    object.__setattr__(twin, "__cause__", cause)
     object.__setattr__(twin, "__suppress_context__", True)
     kind = getattr(error, "pool_failure_kind", None)
     if isinstance(kind, FailureKind):

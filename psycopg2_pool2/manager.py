@@ -57,8 +57,8 @@ class PoolManager:
 
     Ask for the pool whenever you borrow rather than keeping it: one that was
     closed to make room raises :class:`PoolClosed`, and :meth:`get_pool` makes
-    it anew.  The pools are closed when the process ends.  A forked child keeps
-    them, empty as every pool is there.
+    it anew.  Their sessions end with the process.  A forked child keeps the
+    pools, empty as every pool is there.
     """
 
     # How threads agree.  `_lock` guards `_entries` and `_making`; nothing is

@@ -24,7 +24,7 @@ from .descriptors import Identity, identity
 from .guards import Guards
 from .log import Seldom, logger
 from .processes import process_lock
-from .threads import OwnThread
+from .threads import OwnThread, has_stopped_others
 from .timing import Clock, SteadyClock, bounded, monotonic
 from .watch import QueueSleeper, Sleeper, can_watch, make_sleeper
 from .workers import BASE, CANNOT_START, Workers, rest_if_copied, warn_of_shortage
@@ -102,6 +102,8 @@ class Monitor:
         self._wake()
 
     def _forget(self, ref: weakref.ref[Any]) -> None:
+        if has_stopped_others():
+            return
         with self._lock:
             self._clients.pop(ref, None)
             self._set_base_locked()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import functools
 import itertools
@@ -41,6 +40,7 @@ from .stats import Counters
 from .steps import Steps
 from .store import Record, Store
 from .supply import Supply
+from .threads import has_stopped_others
 from .timing import Clock, ClockJumps, Deadline, monotonic, wakeful_clock
 from .under_uwsgi import may_run_threads, warn_of_missing_threads
 from .upkeep import Upkeep
@@ -297,7 +297,8 @@ class ConnectionPool:
         # Empty in a child, however it was forked, until the pool is its own.
         self._lends_untested = self._process.mark if lends_untested else NO_MARK
         at_desk = observed or self._lends_proxies
-        self._give_back = self._give_back_at_desk if at_desk else self._store.give_back
+        desk_of = functools.partial(_give_back_at_desk, weakref.ref(self))
+        self._give_back = desk_of if at_desk else self._store.give_back
 
     def _open(self, in_background: bool) -> None:
         """Begin to keep ``minconn`` open; unless in the background, open them here or raise."""
@@ -369,6 +370,8 @@ class ConnectionPool:
         return self._getconn(conn, key, timeout)  # type: ignore[no-any-return]
 
     def _getconn(self, conn: Connection | None, key: Hashable | None, timeout: Any) -> Connection:
+        if has_stopped_others():  # nor could psycopg2 do anything
+            raise PoolClosed(f"the interpreter has ended: {self.name!r}")
         if self._notice_fork():
             conn = None
         try:
@@ -421,17 +424,13 @@ class ConnectionPool:
             or conn.get_transaction_status()
             or conn.status != STATUS_READY
         ):
-            if not (self._notice_fork() or (record.retired and _is_inherited(conn))):
+            has_ended = has_stopped_others() or self._notice_fork()
+            if not (has_ended or (record.retired and _is_inherited(conn))):
                 self._desk.take_back(conn, record, close)
         else:
             leftovers = self._give_back(conn, record)
             if leftovers:
                 self._supply.close_all(leftovers)
-
-    def _give_back_at_desk(self, conn: Connection, record: Record) -> Sequence[Connection]:
-        if self._notice_fork():
-            return ()  # a loan of the parent's
-        return self._desk.give_back(conn, record)
 
     def _putconn_by_proxy(self, lent: Any, close: bool) -> None:
         """Take back what does not lead to its record, such as a mock; raise if it is not in use."""
@@ -452,7 +451,7 @@ class ConnectionPool:
     def _returns_at_once(self, lent: Any) -> bool:
         """Tell whether giving it back needs neither the network nor the program's callbacks."""
         record = self._desk.find_record(lent)
-        conn = None if record is None else record()
+        conn = None if record is None else record.item()
         return (
             record is None
             or conn is None
@@ -494,7 +493,7 @@ class ConnectionPool:
     ) -> None:
         """Return the connection of a ``with`` block, unless it was detached or inherited."""
         record: Any = getattr(conn, "pool_record", None)
-        if _is_inherited(conn):
+        if has_stopped_others() or _is_inherited(conn):
             return
         self._counters.add("usage_ms", (self._clock() - since) * 1000)
         if record in self._store.lent and record.uses == uses:
@@ -620,6 +619,9 @@ class ConnectionPool:
         back; ``timeout`` waits for them, at most so many seconds.
         """
         checks.seconds("timeout", timeout, optional=True)
+        if has_stopped_others():
+            self._store.idle.clear()
+            return
         self._notice_fork()
         leftovers = self._store.close()
         self._upkeep.stop()
@@ -721,7 +723,7 @@ class ConnectionPool:
     @property
     def connections_in_use(self) -> weakref.WeakSet[Borrowed]:
         """The connections in use at this moment."""
-        conns = (record() for record in self._store.lent.copy())
+        conns = (self._store.item_of(record) for record in self._store.lent.copy())
         return weakref.WeakSet(lent_instead(conn) for conn in conns if conn is not None)
 
     def stats(self) -> PoolStats:
@@ -812,7 +814,7 @@ class ConnectionPool:
         for record in self._store.records.copy():
             record.retired = True
             record.attention = True
-            conn: Connection = record()
+            conn: Connection = self._store.item_of(record)
             with contextlib.suppress(Exception):
                 cut_off(conn)
         self._observers = self._observers.in_child()
@@ -835,6 +837,15 @@ def _is_inherited(lent: Any) -> bool:
     return isinstance(conn, Tracked) and conn.is_inherited()
 
 
+def _give_back_at_desk(
+    ref: weakref.ref[ConnectionPool], conn: Connection, record: Record
+) -> Sequence[Connection]:
+    pool = ref()
+    if pool is None or pool._notice_fork():
+        return ()  # a loan of the parent's
+    return pool._desk.give_back(conn, record)
+
+
 def _leads_to_record(lent: Any) -> bool:
     return isinstance(getattr(lent, "pool_record", None), Record)
 
@@ -848,15 +859,11 @@ def _lend_proxies(ref: weakref.ref[ConnectionPool]) -> None:
             pool._choose_path()
 
 
-def _close_all_pools() -> None:
-    for pool in list(_pools):
-        pool.shutdown()
-
-
 def _after_fork_in_child() -> None:
     for pool in list(_pools):
         pool._after_fork_in_child()
 
 
-atexit.register(_close_all_pools)
+# Nothing is done at exit, since exit handlers may borrow to the last.  The connections
+# are closed with the objects or by the system, and idle sessions end with them.
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -104,6 +104,7 @@ class StandIn:
         "pool_pid",
         "pool_proxy",
         "pool_record",
+        "pool_token",
     )
 
     status = ext.STATUS_READY
@@ -232,8 +233,8 @@ def connect_is_replaced() -> bool:
 
 def real_connection(lent: Any) -> Any:
     """Return the pool's connection inside of what was lent; ``lent`` itself if there is none."""
-    record = getattr(lent, "pool_record", None)
-    conn = record() if isinstance(record, weakref.ref) else None
+    record: Any = getattr(lent, "pool_record", None)
+    conn = record.item() if issubclass(type(record), weakref.ref) else None
     return lent if conn is None else conn
 
 

@@ -197,9 +197,12 @@ class Resolver:
                 silence = error
                 continue
             places += [(_served(one, record), min(found.ttl, seconds)) for one, seconds in at]
-        if silence is not None and not places:
-            raise silence
-        return _joined(places)._replace(complete=silence is None)
+        try:
+            if silence is not None and not places:
+                raise silence
+            return _joined(places)._replace(complete=silence is None)
+        finally:
+            del silence  # its traceback refers to this frame
 
     def _find_target(
         self, question: _Question, target: Any, are_left: int

@@ -52,4 +52,7 @@ def take(step: Step, steps: Steps[Any]) -> Step | Pause:
         result = step()
     except BaseException as error:
         return steps.throw(error)
-    return steps.send(result)
+    try:
+        return steps.send(result)
+    finally:
+        del result  # it may be an error that is raised now, and refers to this frame

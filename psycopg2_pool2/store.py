@@ -2,7 +2,8 @@
 
 The store decides and never acts: it opens, tests, closes and logs nothing, and
 knows nothing of databases.  What it keeps is any object that can be weakly
-referenced and carries its :class:`Record` in an attribute ``pool_record``.
+referenced and carries its :class:`Record` in an attribute ``pool_record``, and
+that record's token in ``pool_token``.
 
 **Ownership is the reference itself.**  A connection is in exactly one place
 because exactly one place holds it: the idle queue, one borrower, or the thread
@@ -49,6 +50,27 @@ connection that somebody has:
 3. To act at once, the monitor takes the connection out of the idle queue
    (:meth:`Store.withdraw`); of it and a borrower only one gets it.
 
+**The protocol of garbage.**  A weak reference that has died does not mean that
+its object has gone, if the object is part of, or hangs on, a reference cycle:
+
+1. The collector clears the weak references to all that is unreachable, so that
+   the records of such connections arrive in ``lost``; *then* it runs finalizers.
+   One of them may return its connection, keep it, or detach it.
+2. A connection and its record share a token that nobody else holds.  The
+   connection lets go of it when it is taken apart: after step 1, when no
+   finalizer has saved it, and before the collection ends.
+3. :meth:`Store.collect_lost` strikes a record out if its token is shared no more.
+   Else the record stays in the books and in ``lost``, to be looked at again:
+   its connection exists, or another thread is about to take it apart.
+4. A connection that comes back under such a record is queued, lent and closed
+   like every other, since it carries the record itself.  Only the way from the
+   record to the connection is longer (:meth:`Store.item_of`).
+5. When it is dropped a second time nothing is called, but its record still is in
+   ``lost``: the next look finds the token shared no more.
+
+By reference counting, and mostly it is that, the callback comes when the socket
+is closed.  By the collector the token is free just before that.
+
 **What is atomic**, and has to be: ``deque.append``, ``appendleft``, ``popleft``
 and ``remove``, ``set.add``, ``remove`` and ``copy``, reading or writing one
 attribute.  In CPython with the global interpreter lock each is one call into C
@@ -70,7 +92,10 @@ any section of the same thread.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import math
+import sys
 import threading
 import weakref
 from abc import ABC, abstractmethod
@@ -105,6 +130,7 @@ class Record(weakref.ref[Any]):
         "loan",  # who borrowed it and where, when that is recorded
         "retired",  # close it rather than lend it again
         "suspect",  # test it before it is lent again
+        "token",  # shared with the connection for as long as that exists
         "uses",
         "verified_until",  # by the monotonic clock: its socket's number was its own just before
     )
@@ -121,6 +147,7 @@ class Record(weakref.ref[Any]):
     loan: Any
     retired: bool
     suspect: bool
+    token: object
     uses: int
     verified_until: float
 
@@ -135,15 +162,54 @@ class Record(weakref.ref[Any]):
         self.born = self.idle_since = now
         self.endpoint = self.key = self.loan = self.last_loan = self.lent_at = None
         self.expires_at = math.inf
+        self.token = object()  # which the collector does not know of, and nobody refers to weakly
         self.verified_until = -math.inf
         self.uses = 0
         hash(self)  # kept from now on: a dead referent could not be hashed
+
+    def is_shared(self) -> bool:
+        """Tell whether the connection exists, although the reference to it may have died."""
+        return _count_references(self) > _REFERENCES_TO_UNSHARED
+
+    def item(self) -> Any:
+        """Return the connection; None if it has gone.
+
+        Looks at all objects that there are if the reference to it has died
+        although it exists.
+        """
+        item = self()
+        if item is None and self.is_shared():
+            holders = gc.get_referrers(self.token)
+            item = next((x for x in holders if getattr(x, "pool_record", None) is self), None)
+        return item
+
+
+class _HasToken(Protocol):
+    @property
+    def token(self) -> object: ...
+
+
+def _count_references(record: _HasToken) -> int:
+    return sys.getrefcount(record.token)
+
+
+class _Unshared:
+    """Holds a token as a record does whose connection has gone."""
+
+    __slots__ = ("token",)
+
+    def __init__(self) -> None:
+        self.token = object()
+
+
+_REFERENCES_TO_UNSHARED = _count_references(_Unshared())
 
 
 class Storable(Protocol):
     """What a store can keep."""
 
     pool_record: Any
+    pool_token: object
 
 
 T = TypeVar("T", bound=Storable)
@@ -455,6 +521,7 @@ class Store(Generic[T]):
         with self._lock:
             # Invariant: the connection counts before its permit stops counting.
             record = Record(item, self.lost.append, self._clock())
+            item.pool_token = record.token
             item.pool_record = record
             self.records.add(record)
             self._arriving.add(record)
@@ -549,18 +616,33 @@ class Store(Generic[T]):
         if not self.lost:
             return found
         with self._lock:
-            # Invariant: it leaves the books before it leaves the queue of the lost.
-            while self.lost:
-                record = self.lost[0]
+            # Invariant: it leaves the books before it leaves the queue of the lost,
+            # and not before its connection has gone.
+            for record in list(self.lost):
                 known, was_lent = record in self.records, record in self.lent
+                if known and record.is_shared():
+                    continue  # a finalizer has it, or has returned it
                 self._strike_out_locked(record)
                 if known:
                     self.gone_uses += record.uses + was_lent
                     found.append((record, was_lent))
-                if self.lost and self.lost[0] is record:  # else re-entered
-                    self.lost.popleft()
+                with contextlib.suppress(ValueError):  # re-entered
+                    self.lost.remove(record)
             self._set_attention_locked()
         return found
+
+    def item_of(self, record: Record) -> T | None:
+        """Return the connection of a record; None if it has gone.
+
+        Cheap, but for one that a finalizer returned after the reference to it had died.
+        """
+        item: T | None = record()
+        if item is None and record in self.records and record.is_shared():
+            mine = (idle for idle in list(self.idle) if idle.pool_record is record)
+            item = next(mine, None)
+            if item is None:
+                item = record.item()
+        return item
 
     # -- the whole pool ----------------------------------------------------
 

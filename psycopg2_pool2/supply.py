@@ -59,6 +59,27 @@ class Listener(Protocol):
         """Note that a connection was hung up while the pool had it in hand; it is idle now."""
 
 
+class _News:
+    """Passes news on to a listener, if there is one; apart from the supply, which holds others."""
+
+    __slots__ = ("_listener",)
+
+    def __init__(self) -> None:
+        self._listener: weakref.ref[Listener] | None = None
+
+    def pass_to(self, listener: Listener) -> None:
+        self._listener = weakref.ref(listener)
+
+    @property
+    def listener(self) -> Listener | None:
+        return None if self._listener is None else self._listener()
+
+    def connect_failed(self) -> None:
+        listener = self.listener
+        if listener is not None:
+            listener.on_connect_failed()
+
+
 class Supply:
     """Opens and closes the connections of one pool.
 
@@ -85,13 +106,15 @@ class Supply:
         self._connector = connector
         self.tell = connector.tell
         self._endpoints = endpoints
+        self._news = _News()
+        # Nothing that leads back here: a pool goes with its last reference.
         self._dialer = Dialer(
             name,
             connector,
             care,
             endpoints,
-            self.load,
-            self._connect_failed,
+            functools.partial(_load, store),
+            self._news.connect_failed,
             monitor,
             clock,
         )
@@ -101,7 +124,6 @@ class Supply:
         self._test_timeout = test_timeout
         self._counters = counters
         self._clock = clock
-        self._listener: weakref.ref[Listener] | None = None
         self.opened = Bell()  # rung whenever one has been opened and kept
         self.emptied = Bell()  # rung when nothing is open any more
         self._outage = Outage(name, connector.tell, clock)
@@ -112,15 +134,7 @@ class Supply:
 
     def report_to(self, listener: Listener) -> None:
         """Tell a listener of connections from now on; it is held weakly."""
-        self._listener = weakref.ref(listener)
-
-    def _told(self) -> Listener | None:
-        return None if self._listener is None else self._listener()
-
-    def _connect_failed(self) -> None:
-        listener = self._told()
-        if listener is not None:
-            listener.on_connect_failed()
+        self._news.pass_to(listener)
 
     @property
     def watches(self) -> bool:
@@ -217,7 +231,7 @@ class Supply:
             conn, endpoint = self._dial(permit, seconds, at)
             self._admit(permit, conn, endpoint, is_outdated=drains != self._drains)
             self._counters.observers.connected(self._clock() - started)
-            listener = self._told()
+            listener = self._news.listener
             if listener is not None:
                 listener.on_opened(conn, conn.pool_record)
         except BaseException as error:
@@ -270,7 +284,7 @@ class Supply:
         mark is set *before* the monitor looks there, and it is read here *after*
         the connection is queued: so one of them sees the other.
         """
-        listener = self._told()
+        listener = self._news.listener
         if record.hung_up and listener is not None:
             listener.on_hung_up_in_hand(record)
 
@@ -289,8 +303,7 @@ class Supply:
 
     def load(self) -> Counter[Endpoint]:
         """Return how many connections each endpoint has, but for those that are to go."""
-        records = self._store.all_records()
-        return Counter(r.endpoint for r in records if r.endpoint is not None and not r.retired)
+        return _load(self._store)
 
     # -- outcomes ----------------------------------------------------------
 
@@ -421,7 +434,7 @@ class Supply:
         those being replaced, who comes later finds it retired, which it is before
         it leaves them.
         """
-        conn = record()
+        conn = self._store.item_of(record)
         with self._lock:
             if conn is None or record.retired or record in self._replacing:
                 return True
@@ -509,3 +522,8 @@ class Supply:
         with self._lock:
             if self._retry is not None:
                 self._retry.cancel()
+
+
+def _load(store: Store[Connection]) -> Counter[Endpoint]:
+    records = store.all_records()
+    return Counter(r.endpoint for r in records if r.endpoint is not None and not r.retired)

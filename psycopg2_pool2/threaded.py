@@ -98,7 +98,7 @@ class ThreadedConnectionPool(  # type: ignore[override]  # closed is read-only h
             raise PoolClosed(_CLOSED)
         self.shutdown(timeout)
         for record in self._store.lent.copy():
-            conn = record()
+            conn = self._store.item_of(record)
             if conn is None:
                 continue  # the program has dropped it
             try:

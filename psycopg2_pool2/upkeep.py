@@ -45,11 +45,14 @@ LONGEST_LEAD = 5.0
 
 
 class Duty:
-    """Something to do at an interval."""
+    """Something to do at an interval: a method of the upkeep, unbound.
+
+    For what is bound would keep the pool until a garbage collection.
+    """
 
     __slots__ = ("act", "due", "interval")
 
-    def __init__(self, interval: float, act: Callable[[], object], now: float) -> None:
+    def __init__(self, interval: float, act: Callable[[Upkeep], object], now: float) -> None:
         self.interval = max(interval, SHORTEST_INTERVAL)
         self.act = act
         self.due = now + self.interval
@@ -86,8 +89,8 @@ class Upkeep:
         self._jumps = jumps
         self._lock = threading.RLock()  # guards the schedule and the low-water marks
         self._duties: list[Duty] = []
-        self._rotation = Duty(math.inf, self.rotate, clock())
-        self._balancing = Duty(math.inf, self.balance, clock())
+        self._rotation = Duty(math.inf, Upkeep.rotate, clock())
+        self._balancing = Duty(math.inf, Upkeep.balance, clock())
         self._is_balancing = False
         self._timer: Timer | None = None
         self._stopped = False
@@ -101,22 +104,26 @@ class Upkeep:
     # -- the schedule ------------------------------------------------------
 
     def also(self, interval: float, act: Callable[[], object]) -> None:
-        """Have one more thing done, without a thread at a return; to be said before the start."""
-        self._extra = Duty(interval, act, self._clock())
+        """Have one more thing done, without a thread at a return; to be said before the start.
+
+        ``act`` is a bound method, whose object is held weakly.
+        """
+        extra = functools.partial(_do_extra, weakref.WeakMethod(act))
+        self._extra = Duty(interval, extra, self._clock())
 
     def start(self) -> None:
         """Begin to do the duties."""
         now = self._clock()
         options = self._options
-        plan: list[tuple[float | None, Callable[[], object]]] = [
-            (REFILL_INTERVAL, self.refill),
-            (options.reap_idle_interval, self.reap),
-            (options.idle_timeout and options.idle_timeout / 4, self.mark_low_water),
-            (options.health_check_interval, self.check_health),
-            (options.leak_timeout and options.leak_timeout / 4, self.warn_of_leaks),
+        plan: list[tuple[float | None, Callable[[Upkeep], object]]] = [
+            (REFILL_INTERVAL, Upkeep.refill),
+            (options.reap_idle_interval, Upkeep.reap),
+            (options.idle_timeout and options.idle_timeout / 4, Upkeep.mark_low_water),
+            (options.health_check_interval, Upkeep.check_health),
+            (options.leak_timeout and options.leak_timeout / 4, Upkeep.warn_of_leaks),
         ]
         if self._monitor is not None and not self._monitor.watches:
-            plan.append((SWEEP_INTERVAL, self.sweep))
+            plan.append((SWEEP_INTERVAL, Upkeep.sweep))
         self._duties = [Duty(interval, act, now) for interval, act in plan if interval]
         self._duties.append(self._rotation)
         if self._extra is not None:
@@ -139,7 +146,7 @@ class Upkeep:
         extra = self._extra
         if extra is not None and extra.due <= self._clock():
             extra.due = self._clock() + extra.interval
-            extra.act()
+            extra.act(self)
         try:
             conn = self._store.idle[0]
         except IndexError:
@@ -162,7 +169,7 @@ class Upkeep:
             for duty in self._duties:
                 if duty.due <= now:
                     duty.due = now + jitter(duty.interval, 0.05)
-                    duty.act()
+                    duty.act(self)
         finally:
             self._schedule()
 
@@ -208,7 +215,7 @@ class Upkeep:
         That is asked only where descriptors have been closed: while libpq closes a
         socket by itself, its number is for a moment nobody's, or another file's.
         """
-        conn = record()
+        conn = self._store.item_of(record)
         if conn is None:
             return
         if self._store.withdraw(conn):
@@ -481,6 +488,12 @@ class Upkeep:
                     loan.thread,
                     loan.site,
                 )
+
+
+def _do_extra(act: weakref.WeakMethod[Callable[[], object]], upkeep: Upkeep) -> None:
+    method = act()
+    if method is not None:
+        method()
 
 
 def _hung_up(upkeep: weakref.ref[Upkeep], record: Record) -> None:

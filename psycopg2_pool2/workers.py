@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 
 from .log import Seldom, logger
-from .threads import OwnThread
+from .threads import OwnThread, is_at_the_end
 
 Job = Callable[[], object]
 
@@ -23,8 +23,11 @@ _shortage = Seldom(20.0)
 
 
 def warn_of_shortage(error: BaseException) -> None:
-    """Log that no thread can be started; a few times a minute at most, for the whole process."""
-    if _shortage.is_due():
+    """Log that no thread can be started; a few times a minute at most, for the whole process.
+
+    Not at the end of the interpreter, which is no news.
+    """
+    if not is_at_the_end(error) and _shortage.is_due():
         logger.warning(
             "cannot start a thread: %s; until one can be started, borrowers open"
             " their connections themselves",

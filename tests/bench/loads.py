@@ -191,9 +191,10 @@ class Events:
 class Session:
     """A connection, as far as the store looks at it."""
 
-    __slots__ = ("__weakref__", "pool_record")
+    __slots__ = ("__weakref__", "pool_record", "pool_token")
 
     pool_record: Any
+    pool_token: object
 
 
 class Opener:

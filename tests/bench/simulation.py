@@ -112,9 +112,18 @@ class Events:
 class Session:
     """A connection, as far as the pools' parts look at it."""
 
-    __slots__ = ("__weakref__", "_number", "address", "closed", "is_lost", "pool_record")
+    __slots__ = (
+        "__weakref__",
+        "_number",
+        "address",
+        "closed",
+        "is_lost",
+        "pool_record",
+        "pool_token",
+    )
 
     pool_record: Any
+    pool_token: object
 
     def __init__(self, address: str, number: int) -> None:
         self.address = address

@@ -98,6 +98,7 @@ class FakeConnection(Tracked, _Session):
 
     pool_cancel_request: Any
     pool_record: Any
+    pool_token: object
 
 
 class FakeCancelRequest:

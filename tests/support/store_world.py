@@ -7,9 +7,11 @@ and close connections is played here, at once and by the same thread.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from types import CodeType, SimpleNamespace
 from typing import Any, cast
 
@@ -18,7 +20,7 @@ from psycopg2_pool2.errors import PoolError, PoolTimeout
 from psycopg2_pool2.stats import Counters
 from psycopg2_pool2.store import Permit, Record, Store, ThreadWaiter, Waiter
 from tests.support.fakes import FakeClock, options
-from tests.support.interleave import Call, CoopGate, CoopLock, Interleaver, Run, code_of
+from tests.support.interleave import Call, CoopGate, CoopLock, Injected, Interleaver, Run, code_of
 
 TRACED: list[CodeType] = list(
     code_of(Store, ThreadWaiter, Desk._wait_here, Desk._be_served, Desk._leave, Desk.put_back)
@@ -26,24 +28,70 @@ TRACED: list[CodeType] = list(
 _OPTIONS = options(timeout=None)
 
 
+class Sockets:
+    """The numbers of the items whose sockets are open.
+
+    An item has a handle.  It is closed when the item lets go of it, and what is taken
+    apart does so last of all: after finalizers, and only if none has saved the item.
+    """
+
+    def __init__(self) -> None:
+        self._handles: dict[int, object] = {}
+
+    def open(self, number: int) -> object:
+        """Return a handle that nobody else may keep."""
+        handle = self._handles[number] = object()
+        return handle
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._handles and _references(self._handles, number) > _ALONE
+
+    def __iter__(self) -> Iterator[int]:
+        for number in list(self._handles):
+            if number in self:
+                yield number
+            else:
+                del self._handles[number]
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def _references(handles: dict[int, object], number: int) -> int:
+    return sys.getrefcount(handles[number])
+
+
+_ALONE = _references({0: object()}, 0)
+
+
 class Item:
     """A plain object in a store: a number and, while it is not closed, a socket."""
 
-    __slots__ = ("__weakref__", "number", "pool_record", "sockets")
+    __slots__ = ("__weakref__", "number", "pool_record", "pool_token", "socket")
 
     pool_proxy = None
 
-    def __init__(self, number: int, sockets: set[int]) -> None:
+    def __init__(self, number: int, sockets: Sockets) -> None:
         self.number = number
-        self.sockets = sockets
-        sockets.add(number)
+        self.socket: object = sockets.open(number)
         self.pool_record: Any = None
+        self.pool_token: object = None
 
     def close(self) -> None:
-        self.sockets.discard(self.number)
+        self.socket = None
+
+
+class Cycle:
+    """Has a borrowed item in a reference cycle; what becomes of it is up to a finalizer."""
+
+    def __init__(self, item: Item, end: Callable[[Item], object]) -> None:
+        self._item = item
+        self._end = end
+        self._me = self
 
     def __del__(self) -> None:
-        self.close()
+        with contextlib.suppress(Injected):  # which would be printed, and kept for that
+            self._end(self._item)
 
 
 class World:
@@ -54,7 +102,7 @@ class World:
         self.store: Store[Item] = Store(minconn, idle + lent + room, self.clock)
         self.lock = cast(CoopLock, self.store._lock)
         self._numbers = iter(range(1000))
-        self.sockets: set[int] = set()
+        self.sockets = Sockets()
         self.hands: dict[int, Item] = {}  # borrowed, by number
         self.limit = self.store.maxconn
         self.loans = 0  # how often one was borrowed
@@ -213,6 +261,33 @@ class World:
         del self.hands[number]
         self.collect_lost()
 
+    def collect(self, number: int, end: Callable[[Item], object]) -> None:
+        """Collect a cycle that has a borrowed one; ``end`` is what its finalizer does with it."""
+        item = self.hands.pop(number, None)
+        if item is None:
+            self.refused += 1
+            return
+        Cycle(item, end)
+        del item
+        gc.collect()
+        self.collect_lost()
+
+    def return_from_garbage(self, number: int) -> None:
+        def end(item: Item) -> None:
+            self.hands[item.number] = item
+            self.give_back(item.number)
+
+        self.collect(number, end)
+
+    def save_from_garbage(self, number: int) -> None:
+        def end(item: Item) -> None:
+            self.hands[item.number] = item
+
+        self.collect(number, end)
+
+    def drop_in_cycle(self, number: int) -> None:
+        self.collect(number, lambda item: None)
+
     def check(self) -> None:
         """Take what is idle out, one by one, and put it back."""
         for item in reversed(list(self.store.idle)):
@@ -324,7 +399,7 @@ class World:
         found = sorted(idle + held)
         if len(set(found)) < len(found):
             return f"in two places: idle {idle}, in use {held}"
-        items = [record() for record in store.records]
+        items = [store.item_of(record) for record in store.records]
         if None in items:
             return "a slot was lost: its connection was collected"
         numbers = sorted(item.number for item in items if item is not None)
@@ -339,8 +414,8 @@ class World:
 
     def _unsettled(self) -> str | None:
         store = self.store
-        # What was closed first and collected then is in `lost` too.
-        lost = store.records.intersection(store.lost)
+        # What was closed first and collected then is in `lost` too, and so is what was saved.
+        lost = [r for r in store.lost if r in store.records and not r.is_shared()]
         if store._leaving or store._arriving or store.opening or lost:
             return "something is still on its way"
         if store.closed and store.idle:

@@ -296,6 +296,7 @@ class Item:
     """Something to keep in a store."""
 
     pool_record: Any
+    pool_token: object
 
 
 class TestStore:

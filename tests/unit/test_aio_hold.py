@@ -35,7 +35,7 @@ class World:
         assert not self.is_anothers, "marked although its next borrower has it"
         self.marked = value
 
-    def __call__(self) -> World:
+    def item(self) -> World:
         return self
 
     def fileno(self) -> int:

@@ -33,6 +33,7 @@ class Item:
     """A connection, as far as the store is concerned."""
 
     pool_record: Any
+    pool_token: object
     closed = 1  # so that no socket of it is looked for
 
 

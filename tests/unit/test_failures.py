@@ -69,7 +69,29 @@ def test_a_copied_error_is_raised_without_traceback() -> None:
     assert type(twin) is type(original)
     assert str(twin) == "gone"
     assert twin.__traceback__ is None
-    assert twin.__cause__ is original.__cause__
+    assert isinstance(twin.__cause__, ValueError)
+    assert str(twin.__cause__) == "why"
+
+
+def test_a_copied_error_keeps_no_frame_by_its_causes() -> None:
+    def fail() -> None:
+        try:
+            raise ValueError("first")
+        except ValueError as error:
+            raise KeyError("second") from error
+
+    try:
+        fail()
+    except KeyError as error:
+        original = error
+    original.__cause__.__cause__ = original  # type: ignore[union-attr]  # in a circle
+    twin: BaseException | None = copy_error(original)
+    causes = 0
+    while twin is not None:
+        assert twin.__traceback__ is None
+        twin = twin.__cause__
+        causes += 1
+    assert causes > 2
 
 
 def test_an_error_that_cannot_be_copied_is_issued_itself() -> None:

@@ -355,6 +355,7 @@ class TestTimeouts:
 def test_the_number_of_borrows_does_not_fall_while_one_comes_back() -> None:
     class Item:
         pool_record: Any
+        pool_token: object
 
     books: store.Store[Item] = store.Store(0, 1, FakeClock())
     permit = books.take_permit(1, spare=True)

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from psycopg2_pool2.errors import PoolClosed, PoolExhausted, TooManyRequests
 from psycopg2_pool2.store import Permit, Store, ThreadWaiter
 from tests.support.fakes import FakeClock
-from tests.support.store_world import Item
+from tests.support.store_world import Item, Sockets
 
 pick = st.integers(0, 100)
 
@@ -25,7 +25,7 @@ class StoreModel(RuleBasedStateMachine):
         super().__init__()
         self.clock = FakeClock()
         self.store: Store[Item] = Store(1, 4, self.clock)
-        self.sockets: set[int] = set()
+        self.sockets = Sockets()
         self.numbers = iter(range(10**6))
         self.idle: list[int] = []
         self.lent: list[Item] = []
