@@ -245,6 +245,6 @@ def really_close(conn: Any) -> None:
     elif conn.is_inherited():
         pass
     elif owns_socket(conn):
-        super(Tracked, conn).close()  # type: ignore[misc]
+        super(Tracked, conn).close()
     else:
         leak(conn)
