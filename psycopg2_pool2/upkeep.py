@@ -395,16 +395,28 @@ class Upkeep:
         """Retire what reaches the end of its lifetime, each after its replacement is open."""
         now = self._clock()
         lead = self._lead()
-        upcoming = math.inf
-        for record in self._store.all_records():
-            if record.expires_at - lead > now:
-                upcoming = min(upcoming, record.expires_at - lead)
-            elif not record.retired and not self._supply.replace(record):
-                # It is worth more than its birthday while no other can be had.
-                record.expires_at = now + lead + POSTPONED
-                upcoming = min(upcoming, now + POSTPONED)
-        with self._lock:
-            self._rotation.due = min(upcoming, self._rotation.due)
+        upcoming = now + POSTPONED  # unless this round reaches its end
+        try:
+            dues = [self._rotate_one(record, now, lead) for record in self._store.all_records()]
+            upcoming = min(dues, default=math.inf)
+        finally:
+            with self._lock:
+                self._rotation.due = min(upcoming, self._rotation.due)
+
+    def _rotate_one(self, record: Record, now: float, lead: float) -> float:
+        """Retire one whose time has come, if it can be replaced; return when to look again."""
+        if record.retired:
+            return math.inf
+        if record.expires_at - lead > now:
+            return record.expires_at - lead
+        try:
+            # It is lent past its lifetime until another is open, however long that takes.
+            record.expires_at = math.inf
+            self._supply.replace(record)
+        finally:
+            if not record.retired:  # another thread may be replacing it, and fail
+                record.expires_at = self._clock() + lead + POSTPONED
+        return math.inf if record.retired else record.expires_at - lead
 
     def _lead(self) -> float:
         return min(LONGEST_LEAD, (self._options.lifetime_timeout or 0.0) * 0.02)

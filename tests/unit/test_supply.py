@@ -6,6 +6,7 @@ many jobs are queued is how many connects would be under way at once.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import logging
@@ -778,6 +779,76 @@ class TestRotation:
         pool.reap_idle_connections()
         assert driver.connects - 10 <= 3
         pool.shutdown()
+
+
+    def test_that_finds_no_server_keeps_what_there_is_and_tries_again(
+        self, driver: FakeDriver
+    ) -> None:
+        clock = FakeClock()
+        with fake_pool(clock, 0, 3, lifetime_timeout=100, reap_idle_interval=0) as pool:
+            pool.putconn(conn := pool.getconn())
+            driver.error = psycopg2.OperationalError(REFUSED)
+            for _ in range(20):  # the pool looks every second
+                clock.now = max(clock.now, conn.pool_record.expires_at - 0.5)
+                pool.reap_idle_connections()
+                assert pool.getconn(timeout=0) is conn, "it was thrown away, and there is no other"
+                pool.putconn(conn)
+            driver.error = None
+            clock.advance(60)  # the breaker's pauses are over
+            pool.reap_idle_connections()
+            assert pool.getconn() is not conn
+
+    def test_does_not_end_a_connection_while_its_replacement_is_being_opened(
+        self, driver: FakeDriver
+    ) -> None:
+        clock = FakeClock()
+        lent: list[Any] = []
+
+        def take_long() -> dict[str, Any]:
+            if lent:
+                clock.advance(1000)
+                lent.append(pool.getconn(timeout=0))
+                pool.putconn(lent[-1])
+            return {}
+
+        with fake_pool(
+            clock, 0, 3, lifetime_timeout=100, test_on_borrow=False, connect_params=take_long
+        ) as pool:
+            pool.putconn(conn := pool.getconn())
+            lent.append(conn)
+            clock.now = conn.pool_record.expires_at - 1
+            driver.error = psycopg2.OperationalError(REFUSED)
+            pool._upkeep.rotate()
+            assert len(lent) > 1
+            assert set(lent) == {conn}
+            assert conn.pool_record.expires_at > clock.now, "there still is no other"
+
+    @pytest.mark.parametrize("raised", [SystemExit, KeyboardInterrupt, RuntimeError])
+    def test_goes_on_after_a_callback_that_raises(
+        self, driver: FakeDriver, raised: type[BaseException]
+    ) -> None:
+        clock = FakeClock()
+        calls = 0
+
+        def connect_params() -> dict[str, Any]:
+            nonlocal calls
+            calls += 1
+            if calls == 3:  # the first replacement
+                raise raised("a plug-in of the program's")
+            return {}
+
+        with fake_pool(clock, 0, 4, lifetime_timeout=100, connect_params=connect_params) as pool:
+            old = [pool.getconn(), pool.getconn()]
+            for conn in old:
+                pool.putconn(conn)
+            upkeep = pool._upkeep
+            upkeep.start()
+            for _ in range(300):
+                clock.advance(0.5)
+                with contextlib.suppress(raised):  # a worker logs it
+                    upkeep.run()
+            assert [conn.closed for conn in old] == [1, 1]
+            assert calls > 3
 
 
 class TestInterruptions:
