@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gc
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import groupby
+from types import CodeType
 
 import pytest
 
@@ -41,6 +42,12 @@ OPERATIONS: dict[str, Operation] = {
     "look again": lambda world, mine: world.look_again(),
     "fail waiters": lambda world, mine: world.fail(),
 }
+RETIREMENT: dict[str, Operation] = {
+    "look and borrow": lambda world, mine: world.look_and_borrow(),
+    "return and look": lambda world, mine: world.give_back_and_look(mine),
+    "retire all": lambda world, mine: world.retire_all(),
+}
+_KNOWN = {**OPERATIONS, **RETIREMENT}
 # Every operation may return one of three connections that are lent: its own, or
 # with "!" after its name the last one.
 WORLDS: dict[str, dict[str, int]] = {
@@ -77,7 +84,7 @@ class Explorer:
         world = self.world = World(**WORLDS[where])
 
         def call(name: str, number: int) -> Call:
-            operation = OPERATIONS[name.removesuffix("!")]
+            operation = _KNOWN[name.removesuffix("!")]
             return lambda: operation(world, world.on_loan[-1 if name.endswith("!") else number])
 
         intrude = call(intruder, -1) if intruder else lambda: None
@@ -139,9 +146,9 @@ class Explorer:
 
 
 @contextmanager
-def new_explorer() -> Iterator[Explorer]:
+def new_explorer(traced: Iterable[CodeType] = TRACED) -> Iterator[Explorer]:
     """Make an explorer; locks that stores make meanwhile are its own."""
-    with Interleaver(TRACED, threads=3) as interleaver, pytest.MonkeyPatch.context() as patch:
+    with Interleaver(traced, threads=3) as interleaver, pytest.MonkeyPatch.context() as patch:
         explorer = Explorer(interleaver)
         locks = patch_locks(
             interleaver, lambda: None if explorer.world is None else explorer.world.clock

@@ -19,13 +19,19 @@ from psycopg2_pool2.desk import Desk
 from psycopg2_pool2.errors import PoolError, PoolTimeout
 from psycopg2_pool2.stats import Counters
 from psycopg2_pool2.store import Permit, Record, Store, ThreadWaiter, Waiter
+from psycopg2_pool2.upkeep import Upkeep
 from tests.support.fakes import FakeClock, options
 from tests.support.interleave import Call, CoopGate, CoopLock, Injected, Interleaver, Run, code_of
 
 TRACED: list[CodeType] = list(
     code_of(Store, ThreadWaiter, Desk._wait_here, Desk._be_served, Desk._leave, Desk.put_back)
 )
-_OPTIONS = options(timeout=None)
+RETIREMENT_TRACED: list[CodeType] = [
+    *code_of(Desk._fault, Desk._take_back, Desk._is_worth_keeping, Upkeep._retire_all),
+    *code_of(Store.borrow, Store.give_back, Store.keep),
+]
+ENDPOINT = SimpleNamespace(unproven=False)
+_OPTIONS = options(timeout=None, test_on_borrow=False)
 
 
 class Sockets:
@@ -116,7 +122,7 @@ class World:
         self.desk = self._make_desk()
         for _ in range(idle + lent):
             item = self.new_item()
-            self.store.admit(Permit(0.0), item)
+            self.store.admit(Permit(0.0), item).endpoint = ENDPOINT
             self.store.keep(item)
         del item
         for _ in range(lent):
@@ -133,7 +139,7 @@ class World:
             watches=True,
             grow=self.grow,
             close_all=self.close_all,
-            discard=self.discard,
+            discard=lambda item, at_once=False: self.discard(item),
             refusal=lambda patient: None,
             mark_proven=lambda record: None,
             look_again=lambda record: None,
@@ -141,7 +147,9 @@ class World:
         report = SimpleNamespace(
             given_up=lambda deadline: PoolTimeout("time is over"), explain=lambda: "explained"
         )
-        care = SimpleNamespace(fault=lambda conn, test, seconds: None)
+        care = SimpleNamespace(
+            fault=lambda conn, test, seconds: None, tidy=lambda conn, record: None
+        )
         upkeep = SimpleNamespace(collect_lost=self.collect_lost)
         parts: Any = (self.store, care, supply, upkeep, report, Counters(), self.clock)
         return Desk("world", _OPTIONS, *parts)
@@ -199,7 +207,7 @@ class World:
             return False
         item = self.new_item()
         try:
-            self.store.admit(permit, item)
+            self.store.admit(permit, item).endpoint = ENDPOINT
         except BaseException:
             item.close()
             self.store.forget_item(item)
@@ -255,6 +263,26 @@ class World:
         if item is not None:
             item.pool_record.uses += 1
             self.discard(item)
+
+    def look_and_borrow(self) -> None:
+        """Borrow what there is a reason to look at, which one has to find out."""
+        for item in list(self.store.idle):
+            item.pool_record.attention = True
+        item = self.store.borrow()
+        if item is not None:
+            self.asked += 1
+            self.hold(cast("Item | None", self.desk.lend(item, None)))
+
+    def give_back_and_look(self, number: int) -> None:
+        self.hands[number].pool_record.attention = True
+        item = self.take_back(number)
+        if item is not None:
+            self.desk._take_back(item, item.pool_record, close=False)
+
+    def retire_all(self) -> None:
+        """Write on each that it is to be closed, wherever it is."""
+        upkeep: Any = SimpleNamespace(_store=self.store)
+        Upkeep._retire_all(upkeep, ENDPOINT)
 
     def drop(self, number: int) -> None:
         """Forget a borrowed one; then somebody looks for what was lost."""
@@ -420,6 +448,8 @@ class World:
             return "something is still on its way"
         if store.closed and store.idle:
             return "one is idle although the store is closed"
+        if any(record.retired and not record.attention for record in store.records):
+            return "one was retired, and nobody will look"
         if store.waiters:
             return "somebody who has left is still in the queue"
         if store.attention and not store.closed and len(store.records) <= store.maxconn:

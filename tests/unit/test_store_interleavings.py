@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.explore import OPERATIONS, Explorer, new_explorer
 from tests.support.interleave import HAS_BYTECODES
+from tests.support.store_world import RETIREMENT_TRACED
 
 RETURNS = ["return", "return broken", "drop"]
 """What the garbage collector can do at any moment, by a borrower's `__del__`."""
@@ -21,6 +22,13 @@ RETURNS = ["return", "return broken", "drop"]
 @pytest.fixture(scope="module")
 def explorer() -> Iterator[Explorer]:
     with new_explorer() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def retirement() -> Iterator[Explorer]:
+    with new_explorer(RETIREMENT_TRACED) as made:
+        made.set_granularity(by_bytecode=HAS_BYTECODES)
         yield made
 
 
@@ -103,3 +111,14 @@ def test_a_return_by_the_garbage_collector_is_safe_after_any_bytecode(
 ) -> None:
     by_bytecode.intrude((name, "wait"), "all lent", intruder)
     by_bytecode.intrude((name, "open"), "one missing", intruder)
+
+
+class TestRetirement:
+    """Whoever has a connection in hand clears its mark, and then reads why it was set."""
+
+    @pytest.mark.parametrize("where", ["one idle", "all lent"])
+    @pytest.mark.parametrize("one", ["look and borrow", "return and look", "borrow", "return"])
+    def test_is_noticed_now_or_at_the_next_look(
+        self, retirement: Explorer, one: str, where: str
+    ) -> None:
+        retirement.exhaust((one, "retire all"), where, bound=1)
