@@ -30,6 +30,7 @@ from tests.support.pools import (
     assert_whole,
     borrow,
     borrowed_pids,
+    fill,
     give_back,
     pid_of,
     round_trip,
@@ -402,6 +403,36 @@ class TestDeadlines:
                 for num_workers in (3, 0)
             }
         )
+
+    def test_bound_the_test_of_a_connection_that_does_not_answer(self, server: Server) -> None:
+        def borrow_for_a_moment(num_workers: int) -> None:
+            options = {"test_timeout": 60, "num_workers": num_workers}
+            with (
+                droppable(server) as network,
+                pool_through(network, server, 0, 1, **options) as pool,
+            ):
+                fill(pool, 1)
+                network.drop()
+                borrower = in_thread(pool.getconn, timeout=TEST_TIMEOUT)
+                assert isinstance(borrower.error(timeout=LONG), PoolTimeout)
+
+        all_at_once(
+            {f"{number} workers": partial(borrow_for_a_moment, number) for number in (3, 0)}
+        )
+
+    def test_without_workers_bound_a_connect_that_libpq_would_not_bound(
+        self, server: Server
+    ) -> None:
+        """connect_timeout=0 is libpq's word for ever."""
+        options = {"num_workers": 0, "connect_timeout": 0}
+        with droppable(server) as network:
+            network.freeze()
+            with pool_through(network, server, 0, 1, **options) as pool:
+                borrower = in_thread(pool.getconn, timeout=1)
+                try:
+                    assert isinstance(borrower.error(timeout=LONG), PoolTimeout)
+                finally:
+                    network.cut()
 
 
 # -- others -------------------------------------------------------------------------

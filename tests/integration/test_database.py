@@ -424,6 +424,16 @@ class TestStream:
             tracemalloc.stop()
         assert peak < 2_000_000
 
+    @pytest.mark.parametrize("read", ["one row", "all rows"])
+    def test_leaves_no_cursor_in_the_block_that_it_is_part_of(
+        self, db: PooledDatabase, read: str
+    ) -> None:
+        with db.transaction():
+            stream = db.stream("SELECT generate_series(1, 100)", itersize=5)
+            list(stream) if read == "all rows" else next(stream)
+            stream.close()  # type: ignore[attr-defined]
+            assert db.execute("SELECT name FROM pg_cursors") == []
+
     def test_ends_with_the_block_that_it_is_part_of(self, db: PooledDatabase) -> None:
         query = "SELECT generate_series(1, 100)"
         with db.transaction():
@@ -607,6 +617,13 @@ class TestLostConnections:
             entered += 1
             db.execute("SELECT pg_terminate_backend(pg_backend_pid())")
         assert entered == 1
+
+    def test_a_loss_before_commit_leaves_no_doubt(self, db: PooledDatabase) -> None:
+        """Nothing can have been committed, so whoever wants to may try again."""
+        lost = pytest.raises(psycopg2.OperationalError, match="before COMMIT")
+        with lost as raised, db.transaction(), contextlib.suppress(psycopg2.Error):
+            db.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+        assert not isinstance(raised.value, CommitUncertain)
 
     def test_failing_to_get_a_connection_is_the_pools_business(self, make_pool: MakePool) -> None:
         pool = make_pool(maxconn=1)

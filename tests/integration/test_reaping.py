@@ -55,6 +55,33 @@ class TestByItself:
             assert pool.get_stats()["pool_size"] == 3
             assert pool.get_stats()["connections_num"] == 5
 
+    def test_closes_the_same_surplus_once(self, statement_log: StatementLog) -> None:
+        clock = FakeClock()
+        options = {"idle_timeout": 300, "reap_idle_interval": 0, **statement_log.params}
+        with fake_pool(clock, 0, 5, **options) as pool:
+            fill(pool, 5)
+            pool.reap_idle_connections()  # from now on it is known how many are needed
+            for _ in range(31):
+                clock.advance(10)
+                # Each in its turn, and three at a time.
+                fill(pool, 3)
+                fill(pool, 3)
+            assert [pool.reap_idle_connections() for _ in range(3)] == [2, 0, 0]
+            assert pool.stats() == PoolStats(in_use=0, idle=3)
+
+    def test_takes_one_that_was_opened_for_a_borrower_for_needed(
+        self, statement_log: StatementLog
+    ) -> None:
+        clock = FakeClock()
+        options = {"idle_timeout": 300, "reap_idle_interval": 0, **statement_log.params}
+        with fake_pool(clock, 0, 5, **options) as pool:
+            fill(pool, 2)
+            pool.reap_idle_connections()
+            clock.advance(10)
+            fill(pool, 3)
+            clock.advance(295)
+            assert pool.reap_idle_connections() == 0
+
     def test_without_a_thread_happens_on_return_to_one_at_a_time(
         self, statement_log: StatementLog
     ) -> None:

@@ -148,6 +148,14 @@ POLICIES = [
     pytest.param("session", id="session"),
     pytest.param(psycopg2s_reset, id="callable"),
 ]
+
+
+def discard_all(conn: Any) -> None:
+    """Reset the session by a statement, of whose effects psycopg2 is not told."""
+    conn.autocommit = True
+    ask(conn, "DISCARD ALL")
+
+
 COSTS = [(None, []), ("session", ["DISCARD ALL"]), (psycopg2s_reset, ["DISCARD ALL"])]
 
 
@@ -179,7 +187,7 @@ class TestServerState:
         assert left != found
         assert next_found == (left if reset is None else found)
 
-    @pytest.mark.parametrize("reset", POLICIES)
+    @pytest.mark.parametrize("reset", [*POLICIES, pytest.param(discard_all, id="by hand")])
     @pytest.mark.parametrize("configured", [None, "LATIN1"])
     def test_text_is_read_as_it_was_written(
         self, make_any_pool: MakePool, reset: Any, configured: str | None
@@ -289,6 +297,21 @@ class TestClientState:
             with pool.conn() as conn:
                 assert (conn.readonly, conn.autocommit) == (True, True)
                 assert ask(conn, "SHOW transaction_read_only") == "on"
+
+    def test_that_configure_has_chosen_for_the_server_is_put_back_there(
+        self, make_any_pool: MakePool
+    ) -> None:
+        """psycopg2 clears it in the session, and not its own copy, as autocommit is left."""
+
+        def configure(conn: Any) -> None:
+            conn.set_session(readonly=True, autocommit=True)
+
+        pool = make_any_pool(maxconn=1, configure=configure, test_on_borrow=False)
+        with pool.conn() as conn:
+            conn.autocommit = False
+        with pool.conn() as conn:
+            assert (conn.readonly, conn.autocommit) == (True, True)
+            assert ask(conn, "SHOW transaction_read_only") == "on"
 
 
 class TestConfigure:

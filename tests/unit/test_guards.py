@@ -175,6 +175,20 @@ def test_a_guard_that_begins_as_the_monitor_stops_looking_is_seen(here: socket.s
     assert is_shut(here)
 
 
+def test_the_monitor_finds_how_often_to_look_when_it_is_woken(here: socket.socket) -> None:
+    found: list[float | None] = []
+
+    def look() -> bool:
+        found.append(guards.tick)
+        return True
+
+    guards = Guards(look)
+    with limit(guards, here, 3600), limit(guards, here, 1):
+        assert len(found) == 2
+        assert found[-1] == guards.tick
+        assert None not in found
+
+
 def test_a_shorter_guard_makes_it_look_more_often(
     guards: Guards, pair: tuple[socket.socket, socket.socket]
 ) -> None:

@@ -83,6 +83,20 @@ def test_what_is_no_longer_in_use_is_not_given_out_by_its_key() -> None:
     assert loans.get("key", refuse, forever()) is new
 
 
+def test_what_came_back_before_it_was_looked_at_is_not_given_out_by_its_key() -> None:
+    """1. The key is in use. 2. Its connection is returned, and lent to another. 3. It is found."""
+    loans = KeyedLoans(lambda record: True)
+    old = loans.get("key", Conn, forever())
+
+    class AfterItsReturn(Deadline):
+        def slice(self, most: float) -> float:
+            loans.end(old.pool_record)
+            return super().slice(most)
+
+    new = loans.get("key", Conn, AfterItsReturn(None, FakeClock(), 1000.0))
+    assert new is not old
+
+
 def test_a_failed_borrow_frees_the_key() -> None:
     loans = KeyedLoans(lambda record: True)
     with pytest.raises(KeyboardInterrupt):
