@@ -325,6 +325,8 @@ class Desk:
         permit = self._store.take_permit(limit)
         if permit is None:
             return waiter.seconds
+        if self._store.has_room():
+            self._store.nudge(behind=waiter)  # of several wake-ups this one may have had all
         try:
             error = yield functools.partial(
                 self._open_and_keep, permit, deadline.remaining() if waiter.patient else None
@@ -350,6 +352,7 @@ class Desk:
             if is_interruption(error):
                 raise
             return error if classify(error) is FailureKind.CALLBACK else None
+        self._supply.grow()  # after an outage more may be opened at once than before
         return None
 
     def _fault(

@@ -454,11 +454,18 @@ class Store(Generic[T]):
             waiter.wake()
         return len(failed)
 
-    def nudge(self) -> None:
-        """Wake the first waiter empty-handed: there is room, and he can open one himself."""
+    def nudge(self, *, behind: Waiter[T] | None = None) -> None:
+        """Wake the first waiter empty-handed: there is room, and it can open one itself.
+
+        Or the first ``behind`` another one, if that is in the queue.
+        """
         with self._lock:
             # Invariant: none to keep; a waiter woken for nothing waits again.
-            waiter = next(iter(self.waiters), None)
+            queue = iter(self.waiters)
+            if behind in self.waiters:
+                queue = iter(list(queue))  # which a re-entered section may change
+                next(waiter for waiter in queue if waiter is behind)
+            waiter = next(queue, None)
         if waiter is not None:
             waiter.wake()
 
