@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import select
 import threading
 import time
 from typing import Any
@@ -38,6 +39,7 @@ from tests.support.pools import (
     wait_until_lost,
     waiting,
 )
+from tests.support.rude_server import Refuse, RudeServer, error_response
 from tests.support.servers import StatementLog
 from tests.support.waiting import in_thread, wait_until
 
@@ -472,6 +474,18 @@ class TestDeadConnections:
         end_sessions(server, app)
         wait_until(lambda: len(set(server.backends(app)) - old) == 3)
         wait_until(lambda: pool.stats() == PoolStats(in_use=0, idle=3))
+
+    def test_that_said_farewell_are_not_lent_before_their_streams_end(self) -> None:
+        """The end comes a moment later, from a server that is busy shutting down."""
+        with (
+            RudeServer() as rude,
+            ConnectionPool(0, 1, num_workers=0, test_on_borrow=False, **rude.params) as pool,
+        ):
+            fill(pool, 1)
+            [conn] = pool._store.idle
+            rude.send(error_response(Refuse("57P01", "terminating connection")))
+            wait_until(lambda: select.select([conn.fileno()], [], [], 0)[0])
+            assert pool.getconn(timeout=10) is not conn
 
     def test_do_not_hide_behind_a_notification(
         self, server: Server, make_any_pool: MakePool

@@ -239,6 +239,23 @@ class TestAtomic:
         connection.close()
         assert_whole(pool)
 
+    def test_what_is_closed_is_forgotten_before_another_can_borrow_it(
+        self, site: Site, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Else the thread that closed it would use it beside its next borrower."""
+        pool = site.set_up(pool={"maxconn": 1})
+        ask()
+        seen: list[object] = []
+        putconn = type(pool).putconn
+
+        def return_and_look(pool: Any, conn: Any, *args: Any, **kwargs: Any) -> None:
+            putconn(pool, conn, *args, **kwargs)
+            seen.append(connection.connection)
+
+        monkeypatch.setattr(type(pool), "putconn", return_and_look)
+        connection.close()
+        assert seen == [None]
+
     def test_a_session_lost_inside_costs_that_block(
         self, site: Site, server: Server, statement_log: StatementLog
     ) -> None:

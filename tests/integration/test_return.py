@@ -25,6 +25,7 @@ from tests.support.pools import (
     borrow,
     end_sessions,
     fill,
+    give_back,
     pid_of,
     round_trip,
     start_waiter,
@@ -178,6 +179,22 @@ class TestBlocks:
         assert round_trip(pool) != pid
         assert_whole(pool)
 
+    def test_an_error_that_says_the_server_has_gone_has_the_others_tested(
+        self, server: Server, make_any_pool: MakePool, statement_log: StatementLog
+    ) -> None:
+        pool = make_any_pool(maxconn=2, test_idle_after=300)
+        fill(pool, 2)
+
+        def use() -> None:
+            with pool.conn() as conn:
+                server.terminate_backend(pid_of(conn))
+                ask(conn)
+
+        with pytest.raises(psycopg2.OperationalError):
+            use()
+        wait_until(lambda: pool.stats().idle == 1)
+        assert statement_log.during(lambda: pool.putconn(pool.getconn())) == ["SELECT 1"]
+
     def test_an_error_of_a_lost_role_discards_that_connection(
         self, make_any_pool: MakePool
     ) -> None:
@@ -247,6 +264,17 @@ class TestDoubtfulConnections:
         conn.close()
         pool.putconn(conn)
         assert_whole(pool)
+
+    def test_a_closed_one_raises_no_doubt_of_the_others(
+        self, make_any_pool: MakePool, statement_log: StatementLog
+    ) -> None:
+        """It was the program that closed it, and not the server that went away."""
+        pool = make_any_pool(maxconn=2, test_idle_after=300)
+        conns = borrow(pool, 2)
+        pool.putconn(conns.pop())
+        conns[0].close()
+        give_back(pool, conns)
+        assert statement_log.during(lambda: pool.putconn(pool.getconn())) == []
 
     def test_one_that_lost_its_backend_in_a_transaction_frees_its_slot(
         self, server: Server, make_any_pool: MakePool

@@ -8,6 +8,7 @@ import select
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
@@ -17,6 +18,7 @@ import psycopg2
 import pytest
 
 from psycopg2_pool2 import ConnectionPool, PoolStats, monitor
+from psycopg2_pool2 import upkeep as upkeep_module
 from psycopg2_pool2.contrib.embedded import Server
 from psycopg2_pool2.store import Record
 from psycopg2_pool2.upkeep import Upkeep
@@ -31,6 +33,7 @@ from tests.support.pools import (
     pid_of,
     round_trip,
     wait_for_backends,
+    wait_until_at_rest,
     wait_until_lost,
 )
 from tests.support.processes import in_child
@@ -92,6 +95,28 @@ class TestInHand:
             monkeypatch.setattr(owner, name, die_after_it)
 
         return patch
+
+    def test_in_vain_is_looked_into_once(
+        self, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A mark that nobody takes off would have the connection examined again and again."""
+        pool = make_pool(test_on_borrow=False)
+        conn: Any = pool.getconn(timeout=10)
+        pool.putconn(conn)
+        examined: list[Record] = []
+        examine = pool._upkeep.examine
+
+        def note(upkeep: Upkeep, record: Record) -> None:
+            examined.append(record)
+            examine(record)
+
+        monkeypatch.setattr(Upkeep, "examine", note)
+        for _ in range(3):
+            upkeep_module._hung_up(weakref.ref(pool._upkeep), conn.pool_record)
+            wait_until_at_rest()
+        assert len(examined) == 3
+        assert pool.getconn(timeout=10) is conn
+        pool.putconn(conn)
 
     def test_while_it_is_probed(
         self,

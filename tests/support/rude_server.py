@@ -170,6 +170,13 @@ class RudeServer(Endpoint):
             session.cut()
         return len(sessions)
 
+    def send(self, data: bytes) -> None:
+        """Send bytes that nobody asked for on each connection."""
+        with self._lock:
+            sessions = list(self._sessions)
+        for session in sessions:
+            session.send(data)
+
     def close(self) -> None:
         """Cut everything and wait for the threads to end. Harmless when repeated."""
         self.closing.set()
@@ -256,6 +263,10 @@ class _Session:
         """Shut the connection down under the thread, which then ends."""
         with contextlib.suppress(OSError):
             self._client.shutdown(socket.SHUT_RDWR)
+
+    def send(self, data: bytes) -> None:
+        """Send bytes, whatever the thread does."""
+        self._client.sendall(data)
 
     def _run(self) -> None:
         try:

@@ -802,9 +802,12 @@ class TestRotation:
     ) -> None:
         clock = FakeClock()
         lent: list[Any] = []
+        takes_long = False
 
         def take_long() -> dict[str, Any]:
-            if len(lent) == 1:
+            nonlocal takes_long
+            if takes_long:
+                takes_long = False
                 clock.advance(1000)
                 lent.append(pool.getconn(timeout=0))
                 pool.putconn(lent[-1])
@@ -817,6 +820,7 @@ class TestRotation:
             lent.append(conn)
             clock.now = conn.pool_record.expires_at - 1
             driver.error = psycopg2.OperationalError(REFUSED)
+            takes_long = True
             pool._upkeep.rotate()
             assert len(lent) > 1
             assert set(lent) == {conn}
