@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from types import MethodType
 from typing import Any
 
+import psycopg2
 import pytest
 
 from psycopg2_pool2 import ConnectionPool, PoolStats
@@ -33,6 +34,7 @@ from tests.support.pools import (
     wait_for_backends,
 )
 from tests.support.processes import in_child, run_program
+from tests.support.servers import StatementLog
 from tests.support.waiting import in_thread, wait_until
 
 pytestmark = [
@@ -412,6 +414,40 @@ def test_a_child_may_be_forked_in_a_callback(
 ) -> None:
     told = run_app("fork_in_callback", f"{server.dsn} application_name={app}", workers, callback)
     assert told == {"status": 0, "errors": "", "answer": 1, "lost": 0}
+
+
+def test_a_child_forked_in_configure_leaves_its_parents_session_alone(
+    make_pool: MakePool, statement_log: StatementLog
+) -> None:
+    """What configure leaves open is committed, by the parent alone."""
+    forked: list[int] = []
+    reader, writer = os.pipe()
+
+    def configure(conn: Any) -> None:
+        if not forked:
+            ask(conn)
+            forked.append(os.fork())
+
+    pool = make_pool(maxconn=1, num_workers=0, configure=configure)
+    told, conn = "", None
+    try:
+        conn = pool.getconn(timeout=3)
+        told = str(pid_of(conn))
+    except psycopg2.Error as error:
+        told = type(error).__name__
+    finally:
+        if forked == [0]:
+            os.write(writer, told.encode())
+            os._exit(0)
+    os.close(writer)
+    with open(reader) as child:
+        of_child = child.read()
+    os.waitpid(forked[0], 0)
+    assert conn is not None
+    pool.putconn(conn)
+    assert of_child
+    assert of_child != told
+    assert statement_log.statements().count("COMMIT") == 1
 
 
 @pytest.mark.parametrize(

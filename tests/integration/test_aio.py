@@ -46,6 +46,7 @@ from tests.support.aio import (
     waiting,
 )
 from tests.support.pools import (
+    Park,
     ask,
     assert_whole,
     end_sessions,
@@ -657,6 +658,27 @@ class TestThePool:
                 async with pool:
                     pytest.fail("it was entered")
             assert pool.closed
+
+    @in_loop
+    async def test_is_closed_if_the_task_is_cancelled_that_enters_it(
+        self, make_any_async_pool: MakeAsyncPool, server: Server, app: str
+    ) -> None:
+        park = Park()
+        park.arm()
+        pool = make_any_async_pool(minconn=1, background_prewarm=False, configure=park)
+
+        async def enter() -> None:
+            async with pool:
+                pytest.fail("it was entered")
+
+        task = asyncio.create_task(enter())
+        await eventually(park.arrived.is_set)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        park.release.set()
+        await eventually(lambda: pool.closed)
+        wait_for_backends(server, app, 0)
 
     @in_loop
     async def test_or_with_the_first_borrow(self, make_any_async_pool: MakeAsyncPool) -> None:

@@ -235,6 +235,32 @@ class StoreModel(RuleBasedStateMachine):
         assert store.attention == reason
 
 
+def test_one_that_is_gone_is_not_closed_once_more() -> None:
+    """1. A thread closes it. 2. Another, which knows it too, is about to."""
+    store: Store[Item] = Store(1, 4, FakeClock())
+    permit = store.take_permit(1)
+    assert permit is not None
+    record = store.admit(permit, Item(0, Sockets()))
+    for _ in range(2):
+        store.condemn(record)
+        store.forget(record)
+    store.condemn(record)
+    assert store.missing == 1
+    assert store.take_permit(1) is not None
+
+
+def test_an_error_for_one_waiter_does_not_go_to_one_that_is_served() -> None:
+    """1. The first is handed a connection. 2. Before it leaves the queue an error comes."""
+    store: Store[Item] = Store(0, 4, FakeClock())
+    waiters: list[ThreadWaiter[Item]] = [ThreadWaiter(False) for _ in range(2)]
+    for waiter in waiters:
+        store.request(waiter, None)
+    waiters[0].item = Item(0, Sockets())
+    assert store.fail_waiters(lambda: ValueError("told to one"), patient=False, most=1) == 1
+    assert waiters[0].error is None
+    assert isinstance(waiters[1].error, ValueError)
+
+
 TestStoreModel = StoreModel.TestCase
 TestStoreModel.settings = settings(
     max_examples=60,
