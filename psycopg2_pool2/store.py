@@ -533,7 +533,6 @@ class Store(Generic[T]):
             self.records.add(record)
             self._arriving.add(record)
             self._discard_permit_locked(permit)
-            self._set_attention_locked()  # maxconn may have been lowered meanwhile
             return record
 
     # -- taking out, and what is gone --------------------------------------
