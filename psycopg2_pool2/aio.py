@@ -88,6 +88,10 @@ class AsyncLoanBlock:
         end = functools.partial(self._block.__exit__, exc_type, exc, traceback)
         await self._pool._give_back(end, conn, False)
 
+    def drop(self) -> None:
+        """Return the connection if that was not done, its loop having ended; in a worker."""
+        self._block.drop()
+
 
 def _same(name: str) -> Any:
     """Return a property that is the one of the pool below."""

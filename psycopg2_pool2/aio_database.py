@@ -11,10 +11,9 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from types import TracebackType
 from typing import Any, Generic, TypeVar, overload
 
-import psycopg2
-
 from . import statements
-from .aio import AsyncConnectionPool
+from .aio import AsyncConnectionPool, AsyncLoanBlock
+from .aio_stream import AsyncStream
 from .attempts import RETRIES, attempts
 from .connector import Borrowed, Connection
 from .database import given
@@ -196,24 +195,15 @@ class AsyncPooledDatabase:
         all_params = seq if isinstance(seq, (list, tuple)) else list(seq)
         return await self._do(lambda conn: statements.many(conn, sql, all_params))
 
-    async def stream(
-        self, sql: Sql, params: Params = None, *, itersize: int = 2000
-    ) -> AsyncIterator[Any]:
+    def stream(self, sql: Sql, params: Params = None, *, itersize: int = 2000) -> AsyncStream:
         """Return an async iterator over the rows, of which it holds ``itersize`` at a time.
 
         See :meth:`PooledDatabase.stream`.  One that is not exhausted keeps its
-        connection until it is closed: use :func:`contextlib.aclosing`.
+        connection until it is closed, it is dropped, or the event loop ends: use
+        :func:`contextlib.aclosing`.
         """
-        async with AsyncBlock(self._enter_scope) as scope:
-            rows = statements.Stream(sql, params, itersize, self.cursor_factory)
-            try:
-                await self._in(scope, rows.open)
-                while batch := await self._in(scope, rows.fetch):
-                    for row in batch:
-                        yield row
-            finally:
-                with contextlib.suppress(psycopg2.Error):  # the block has ended, and the cursor
-                    await self._in(scope, rows.close)
+        rows = statements.Stream(sql, params, itersize, self.cursor_factory)
+        return AsyncStream(self.pool, rows, self._enter_scope)
 
     # -- on a connection ---------------------------------------------------
 
@@ -231,14 +221,17 @@ class AsyncPooledDatabase:
         # What only waits for its turn in the block holds nothing.
         return await self.pool._hold(lambda hold: scope.do(lambda conn: hold.use(conn, work)))
 
-    async def _enter_scope(self, stack: contextlib.AsyncExitStack) -> Scope:
+    async def _enter_scope(
+        self, stack: contextlib.AsyncExitStack
+    ) -> tuple[Scope, AsyncLoanBlock | None]:
         """Return the block's scope, else one in a transaction of its own that is nobody's block."""
         scope = current_scope(self)
         if scope is not None:
-            return scope
-        conn = await stack.enter_async_context(self.pool.conn())
+            return scope, None
+        loan = self.pool.conn()
+        conn = await stack.enter_async_context(loan)
         await stack.enter_async_context(_ByWorker(self.pool, conn, Transaction(conn)))
-        return Scope(self, conn)
+        return Scope(self, conn), loan
 
     # -- the whole ---------------------------------------------------------
 

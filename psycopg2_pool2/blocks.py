@@ -44,6 +44,12 @@ class LoanBlock:
         conn, self._conn = self._conn, None
         self._pool._end_block(conn, self._uses, self._since, exc)
 
+    def drop(self) -> None:
+        """Return a connection that a block was left with; harmless if it was returned."""
+        conn, self._conn = self._conn, None
+        if conn is not None:
+            self._pool._end_block(conn, self._uses, self._since, GeneratorExit())
+
 
 class TransactionBlock(LoanBlock):
     """Like :class:`LoanBlock`, and commit on success, roll back on an exception.

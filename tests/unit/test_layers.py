@@ -67,6 +67,7 @@ LAYERS = [
     {"adaptive", "offload", "statements", "threaded", "transactions"},
     {"attempts", "configuration", "scopes", "tasks"},
     {"aio", "database", "manager"},
+    {"aio_stream"},
     {"aio_database"},
     {"__init__"},
     {"cli", "contrib", "testing"},
