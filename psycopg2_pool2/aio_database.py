@@ -61,7 +61,7 @@ class AsyncPooledDatabase:
         scope = current_scope(self)
         if scope is not None:
             stack.enter_context(scope.nested())
-            return scope.conn
+            return scope.conn  # type: ignore[no-any-return]
         conn = await stack.enter_async_context(self.pool.conn())
         await stack.enter_async_context(_Entered(self.pool, Scope(self, conn)))
         return conn
@@ -88,17 +88,15 @@ class AsyncPooledDatabase:
             inner = stack.enter_context(scope.nested())
             block = inner.transaction(**characteristics)
             await stack.enter_async_context(_ByWorker(self.pool, scope.conn, block))
-            return scope.conn
+            return scope.conn  # type: ignore[no-any-return]
         conn = await stack.enter_async_context(self.pool.conn())
         transaction = Transaction(conn, **characteristics)
         await stack.enter_async_context(_ByWorker(self.pool, conn, transaction))
-        await stack.enter_async_context(
-            _Entered(self.pool, Scope(self, conn, in_transaction=True))
-        )
+        await stack.enter_async_context(_Entered(self.pool, Scope(self, conn, in_transaction=True)))
         return conn
 
     def cursor(self, cursor_factory: CursorFactory = None) -> AsyncBlock[AsyncCursor]:
-        """Return a block of a cursor: the block's connection's, else in a transaction of its own."""
+        """Return a block of a cursor: on the block's connection, else in its own transaction."""
         return AsyncBlock(functools.partial(self._enter_cursor, cursor_factory))
 
     async def _enter_cursor(
@@ -252,7 +250,9 @@ class AsyncPooledDatabase:
         await self.close()
 
 
-class AsyncBlock(AbstractAsyncContextManager[T_co], contextlib.AsyncContextDecorator, Generic[T_co]):
+class AsyncBlock(
+    AbstractAsyncContextManager[T_co], contextlib.AsyncContextDecorator, Generic[T_co]
+):
     """What ``async with`` enters: blocks of the pool and the database, one in the other.
 
     Not a generator: an event loop that ends closes every asynchronous generator,

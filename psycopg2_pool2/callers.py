@@ -1,4 +1,4 @@
-"""Where a block begins, judged by the frames on the stack: by which function, and how that is driven.
+"""Where a block begins, by the frames on the stack: in which function, and how that is driven.
 
 A generator that is suspended inside a block leaves its caller to go on.  Whether what the caller
 executes then is meant for the block depends on what the generator is:
@@ -22,8 +22,14 @@ from typing import Any
 
 _GENERATOR = 0x20 | 0x200  # inspect.CO_GENERATOR, inspect.CO_ASYNC_GENERATOR
 _OPTIMIZED = 0x1  # inspect.CO_OPTIMIZED: the variables are not a dictionary
-_OWN = frozenset(f"{__package__}.{name}" for name in ("callers", "scopes", "database", "aio_database"))
-_DRIVERS_OF_BLOCKS = ("_pytest", "pluggy", "pytest_asyncio")  # on the stack of the body, some of them
+_OWN = frozenset(
+    f"{__package__}.{name}" for name in ("callers", "scopes", "database", "aio_database")
+)
+_DRIVERS_OF_BLOCKS = (
+    "_pytest",
+    "pluggy",
+    "pytest_asyncio",
+)  # on the stack of the body, some of them
 
 _LOOPS = {"FOR_ITER": 2, "GET_ANEXT": 5}
 _WITHS = {"SETUP_WITH": 2, "BEFORE_WITH": 2, "LOAD_SPECIAL": 4}

@@ -84,7 +84,7 @@ class Scope:
         self._in_transaction = in_transaction
         self._is_open = True
         # One statement, or the end of the block, at a time.
-        self._lock = threading.RLock() if parent is None else parent._lock
+        self._lock: Any = threading.RLock() if parent is None else parent._lock
         self._outside: Outside | None = getattr(database, "_outside", None)
         self._seen = 0
 
@@ -122,7 +122,7 @@ class Scope:
             self._tell_of_end_elsewhere()
 
     def _tell_of_end_elsewhere(self) -> None:
-        """Warn of statements that may have been meant for this block, which another context began."""
+        """Warn of statements that may have been meant for this block of another context."""
         if self._origin.is_iterated or self._outside is None or self._outside.count <= self._seen:
             return
         _tell_once(
@@ -216,7 +216,7 @@ class Scope:
 
 
 class _Guarded:
-    """A transaction or savepoint that leaves the connection alone once the block around has ended."""
+    """A transaction or savepoint; leaves the connection alone once the block around has ended."""
 
     __slots__ = ("_block", "_scope")
 

@@ -56,7 +56,9 @@ def db(make_pool: MakePool) -> Iterator[PooledDatabase]:
 
 
 @pytest.fixture(autouse=True)
-def told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+def told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> Callable[[], list[str]]:
     """Return what was told of blocks."""
     monkeypatch.setattr(scopes, "_told", set())
     caplog.set_level(logging.WARNING, "psycopg2_pool2")
@@ -291,9 +293,7 @@ class TestSuspendedGenerator:
             assert notes.count() == 1
             break
 
-    def test_in_a_block_is_told_of_too(
-        self, db: PooledDatabase, notes: Notes, told: Told
-    ) -> None:
+    def test_in_a_block_is_told_of_too(self, db: PooledDatabase, notes: Notes, told: Told) -> None:
         with db.transaction():
             for _ in rows(db, PooledDatabase.transaction):
                 db.execute(notes.insert)
@@ -494,10 +494,10 @@ def test_a_thread_in_a_copied_context_whose_inner_block_outlives_the_outer_is_to
             db.execute(notes.insert)
 
     with db.connection():
-        done = in_thread(lambda context=contextvars.copy_context(): context.run(work))
+        context = contextvars.copy_context()
+        done = in_thread(lambda: context.run(work))
         assert inside.wait(20)
     ended.set()
     with pytest.raises(psycopg2.InterfaceError, match="ended"):
         done.result()
     assert notes.count() == 0
-

@@ -117,7 +117,9 @@ class TestSyncDependency:
             with db.transaction() as conn:
                 yield conn
 
-        def endpoint(conn: Any = fastapi.Depends(in_transaction)) -> None:
+        depends = fastapi.Depends(in_transaction)
+
+        def endpoint(conn: Any = depends) -> None:
             with conn.cursor() as cursor:
                 cursor.execute(f"INSERT INTO {table} VALUES ('x')")
             raise Refused
