@@ -246,9 +246,13 @@ _told: set[tuple[int, ...]] = set()
 def current_scope(database: object) -> Scope | None:
     """Return the innermost block of this database that this thread or task is in."""
     scope = _next(_current.get(), database)
-    if not _generators and (scope is None or not scope._origin.is_iterated):
-        return scope
-    return _by_frames(database, scope)
+    if scope is None:
+        return _by_frames(database, None) if _generators else None
+    origin = scope._origin
+    # To walk through the frames costs some microseconds.
+    if len(_generators) > (origin.generator is not None) or origin.is_iterated:
+        return _by_frames(database, scope)
+    return scope
 
 
 def _by_frames(database: object, scope: Scope | None) -> Scope | None:
