@@ -41,6 +41,7 @@ LAYERS = [
     {
         "connection",
         "failures",
+        "floods",
         "forks",
         "handshake",
         "hosts_file",
