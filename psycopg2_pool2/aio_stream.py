@@ -95,7 +95,7 @@ class _Rows:
 class AsyncStream(AsyncIterator[Any]):
     """An async iterator over rows; it has a connection until it is exhausted, closed or dropped."""
 
-    __slots__ = ("_is_ended", "_is_running", "_rows", "_until_loop_ends")
+    __slots__ = ("__weakref__", "_is_ended", "_is_running", "_rows", "_until_loop_ends")
 
     def __init__(self, pool: AsyncConnectionPool, stream: Stream, begin: Begin) -> None:
         self._is_ended = self._is_running = False
