@@ -126,9 +126,9 @@ class Scope:
         if self._origin.is_iterated or self._outside is None or self._outside.count <= self._seen:
             return
         _tell_once(
-            "%s was executed outside the block that began at %s: that block ended in another"
-            " context than it began in, so it was not the active one in between. Use the"
-            " connection that the block yields, or begin and end the block in one context.",
+            "the statement at %s was executed outside the block that began at %s: that ended in"
+            " another context than it began in, and was not the active one in between. Use the"
+            " connection that it yields, or begin and end it in one context.",
             self._outside.place,
             self._origin,
         )
@@ -203,12 +203,17 @@ class Scope:
         """Tell whether it is a generator's that is suspended; warn once of what comes meanwhile."""
         if not self._origin.is_iterated or not self._origin.is_suspended_by(frames):
             return False
-        undone = " On the same connection it is undone with it." if self._parent is not None else ""
+        undone = (
+            ""
+            if self._parent is None
+            else " It is on the same connection, and undone with that block."
+        )
         _tell_once(
-            "%s is not part of the block that began at %s in a generator, which is suspended."
+            "the statement at %s is not part of the block that began at %s: that is of a generator,"
+            " which is suspended."
             + undone
-            + " To have it part of the block make the generator a context manager, with"
-            " contextlib.contextmanager; else fetch the rows before.",
+            + " To have it in the block make the generator a context manager, with"
+            " contextlib.contextmanager; else read the rows before.",
             Place(outside()),
             self._origin,
         )

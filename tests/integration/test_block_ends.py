@@ -299,7 +299,7 @@ class TestSuspendedGenerator:
                 db.execute(notes.insert)
                 break  # the savepoint is undone
         assert notes.count() == 0
-        assert "undone with it" in told()[0]
+        assert "undone with that block" in told()[0]
 
     def test_has_its_own_statements(self, db: PooledDatabase, notes: Notes, told: Told) -> None:
         def write() -> Iterator[None]:
