@@ -140,14 +140,16 @@ def _is_of(frame: FrameType | None, *packages: str) -> bool:
 
 def _is_at(frame: FrameType, instructions: Mapping[str, int]) -> bool:
     """Tell whether a frame is at one of these instructions, or just behind it."""
-    from opcode import opname
+    from opcode import opmap
 
     code, at = frame.f_code.co_code, frame.f_lasti
-    return any(
-        opname[code[unit]] == name
-        for name, units in instructions.items()
-        for unit in range(at, max(-1, at - 2 * units), -2)
-    )
+    if at < 0:
+        return False
+    for name, units in instructions.items():
+        number = opmap.get(name)  # each version of Python has some of them
+        if number is not None and number in code[max(0, at - 2 * units + 2) : at + 1 : 2]:
+            return True
+    return False
 
 
 def _has(frame: FrameType, generator: int) -> bool:
