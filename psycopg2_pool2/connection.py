@@ -26,6 +26,9 @@ from .sockets import cut_off, owns_socket
 _SLOTS = (
     "pool_baseline",
     "pool_cancel_request",
+    "pool_casters",  # its own dict of the type casters that are registered on it
+    "pool_configured_casters",  # a copy of that, made after ``configure``
+    "pool_configured_ids",  # of the casters in the copy
     "pool_home",
     "pool_pid",
     "pool_proxy",  # see proxies.py; None where nothing traces
@@ -65,6 +68,11 @@ class Tracked:
         """See :meth:`psycopg2.extensions.connection.set_isolation_level`."""
         self._touched()
         super().set_isolation_level(level)  # type: ignore[misc]
+
+    def set_client_encoding(self, encoding: str) -> None:
+        """See :meth:`psycopg2.extensions.connection.set_client_encoding`."""
+        self._touched()
+        super().set_client_encoding(encoding)  # type: ignore[misc]
 
     def reset(self) -> None:
         """See :meth:`psycopg2.extensions.connection.reset`."""

@@ -22,7 +22,7 @@ from .blocks import LoanBlock, TransactionBlock
 from .breaker import CircuitBreaker
 from .care import Care
 from .connection import Tracked
-from .connector import Borrowed, Connection, Connector, Reset, Test
+from .connector import Borrowed, Connection, Connector, Reset, Test, has_casters_left
 from .desk import Desk, MakeWaiter
 from .endpoints import Endpoints
 from .errors import PoolClosed, PoolError
@@ -423,6 +423,11 @@ class ConnectionPool:
             or self._decides_at_return
             or conn.get_transaction_status()
             or conn.status != STATUS_READY
+            # As has_casters_left, written out.
+            or (
+                conn.pool_casters
+                and [*map(id, conn.pool_casters.values())] != conn.pool_configured_ids
+            )
         ):
             has_ended = has_stopped_others() or self._notice_fork()
             if not (has_ended or (record.retired and _is_inherited(conn))):
@@ -460,6 +465,7 @@ class ConnectionPool:
                 or record.attention
                 or conn.get_transaction_status()
                 or conn.status != STATUS_READY
+                or has_casters_left(conn)
             )
         )
 

@@ -49,7 +49,7 @@ LAYERS = [
         "resolv_conf",
         "silence",
     },
-    {"arguments", "cancelling", "dns_exchange", "waits"},
+    {"arguments", "cancelling", "dns_exchange", "session_reset", "waits"},
     {"dns_questions", "system_names"},
     {"dns_query"},
     {"dns_given"},
