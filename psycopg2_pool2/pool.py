@@ -491,7 +491,10 @@ class ConnectionPool:
         return LoanBlock(self, timeout)
 
     def transaction(self, timeout: float | None = POOL_DEFAULT) -> TransactionBlock:
-        """Return a context manager like :meth:`conn`: commits, or rolls back on an exception."""
+        """Return a context manager like :meth:`conn`: commits, or rolls back on an exception.
+
+        Raises :class:`CommitUncertain` if the answer to COMMIT is lost.
+        """
         return TransactionBlock(self, timeout)
 
     def _end_block(

@@ -1,4 +1,4 @@
-"""Type casters and encodings that a loan leaves, and what a `reset` function does about the rest."""
+"""Type casters and encodings that a loan leaves, and what a `reset` does about the rest."""
 
 from __future__ import annotations
 

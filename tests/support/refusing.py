@@ -1,4 +1,4 @@
-"""A server that does not know some statements: a real one, behind a proxy that spells them wrong."""
+"""A server that does not know some statements: a real one, behind a proxy that garbles them."""
 
 from __future__ import annotations
 

@@ -38,9 +38,10 @@ LAYERS = [
         "watch",
         "workers",
     },
+    {"failures"},
+    {"commits"},
     {
         "connection",
-        "failures",
         "forks",
         "handshake",
         "hosts_file",
