@@ -38,7 +38,7 @@ _PASSING = ("08", "40", "53", "55", "57", "58")
 """Classes of errors that say nothing of what a server knows: the next time may be another."""
 
 
-class ResetRefused(psycopg2.ProgrammingError):  # noqa: N818  # as psycopg2's and the pool's own
+class ResetRefused(psycopg2.ProgrammingError):
     """The server cannot clear a session, so that each connection is closed after its loan."""
 
 

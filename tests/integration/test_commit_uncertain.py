@@ -340,11 +340,13 @@ class TestCancelledTask:
 
         began: list[Any] = []
 
+        def is_committing() -> bool:
+            return bool(began) and began[0].get_transaction_status() == ACTIVE
+
         async def main() -> BaseException | None:
             async with AsyncConnectionPool(**where, test_timeout=1) as apool:
                 task = asyncio.create_task(pay(apool))
-                while not began or began[0].get_transaction_status() != ACTIVE:
-                    await asyncio.sleep(0.01)
+                await asyncio.to_thread(wait_until, is_committing)
                 task.cancel()
                 try:
                     await task
