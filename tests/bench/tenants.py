@@ -14,6 +14,7 @@ from typing import Any
 
 from psycopg2_pool2 import ConnectionPool
 from psycopg2_pool2.contrib.embedded import Server
+from tests.support.servers import new_server
 
 LOOK = "SELECT body FROM note WHERE id = 7"
 LOCAL = "SELECT set_config('app.tenant', %s, true)"
@@ -104,7 +105,7 @@ def measure(server: Server) -> dict[str, list[float]]:
 
 def main() -> None:
     """Print a line for each way."""
-    with Server() as server:
+    with new_server() as server:
         server.execute("CREATE TABLE note (id int PRIMARY KEY, body text)")
         server.execute("INSERT INTO note SELECT n, n FROM generate_series(1, 1000) AS n")
         seconds = measure(server)
