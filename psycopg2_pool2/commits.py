@@ -41,8 +41,7 @@ def commit(conn: Any, send: Callable[[], T]) -> T:
         if isinstance(error, CommitUncertain) or not _is_uncertain(conn, error):
             raise
         raise CommitUncertain(
-            "the connection was lost during COMMIT, which may have been done or not:"
-            f" {error or 'no answer'}"
+            f"the connection was lost during COMMIT, which may have been done or not: {error}"
         ) from error
 
 

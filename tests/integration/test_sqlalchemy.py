@@ -492,7 +492,8 @@ class TestSettings:
         use(engine)
         monkeypatch.setattr(pool._desk, "take_back", pytest.fail)
         with engine.connect() as connection:
-            assert connection.connection.dbapi_connection.string_types
+            conn: Any = connection.connection.dbapi_connection
+            assert conn.string_types
         monkeypatch.undo()
 
     def test_of_one_connection_end_with_its_loan(

@@ -30,11 +30,12 @@ class Session:
 
 def _with_code(kind: type[psycopg2.Error]) -> psycopg2.Error:
     # pgcode is read-only; a class of the same name has the one that the server would send.
-    codes = {value: key for key, value in _CODES.items()}
-    return type(kind.__name__, (kind,), {"pgcode": codes[kind]})("no")
+    [code] = (code for code, known in _CODES.items() if known is kind)
+    error: psycopg2.Error = type(kind.__name__, (kind,), {"pgcode": code})("no")
+    return error
 
 
-_CODES = {
+_CODES: dict[str, type[psycopg2.Error]] = {
     "0A000": psycopg2.errors.FeatureNotSupported,
     "42601": psycopg2.errors.SyntaxError,
     "57014": psycopg2.errors.QueryCanceled,
