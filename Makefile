@@ -27,10 +27,10 @@ lint: .venv/.dev ## Check style and format
 types: .venv/.dev ## Check types, the tests' too
 	$(BIN)/mypy
 
-test: .venv/.dev .venv/.test_uwsgi ## Run the tests (PYTEST_ARGS='-k fork -x' to choose)
+test: .venv/.dev .venv/.uwsgi ## Run the tests (PYTEST_ARGS='-k fork -x' to choose)
 	$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
 
-coverage: .venv/.dev .venv/.test_uwsgi ## Run the tests and show the lines they missed
+coverage: .venv/.dev .venv/.uwsgi ## Run the tests and show the lines they missed
 	$(BIN)/python -m coverage erase
 	$(BIN)/python -m coverage run -m pytest $(PYTEST_ARGS)
 	$(BIN)/python -m coverage combine -q
@@ -65,8 +65,8 @@ clean: ## Remove everything that make has made
 	@touch $@
 
 # uWSGI is compiled from source, which not every machine can do.
-.venv/.test_uwsgi: setup.cfg | .venv/.dev
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test_uwsgi]' || \
+.venv/.uwsgi: setup.cfg | .venv/.dev
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[uwsgi]' || \
 	  echo "make: uWSGI cannot be compiled here, as the message above says; its tests skip" >&2
 	@touch $@
 

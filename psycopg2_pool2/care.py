@@ -9,7 +9,7 @@ import psycopg2
 
 from .connector import ACTIVE, IDLE, UNKNOWN, Connection, Connector
 from .failure_kinds import FailureKind
-from .failures import SilenceError, WrongRoleError, is_interruption, mark, silence
+from .failures import SilenceError, WrongRoleError, is_interruption, mark
 from .guards import Guard, LocalGuard
 from .log import logger
 from .monitor import Monitor
@@ -132,15 +132,15 @@ class Care:
         """Do something on the network, for at most so many seconds; return its error."""
         # Where psycopg2 waits in Python the waiting itself can be given a limit.
         guard = LocalGuard(conn, seconds) if keeps_limits() else self._guard(conn, seconds)
-        over = False
+        lost: Exception | None = None
         try:
             try:
                 act(conn)
             finally:
-                over = guard.lift()
+                lost = guard.lift()
         except Exception as failure:
             if is_interruption(failure):
                 raise
-            if not over:
+            if lost is None:
                 return failure  # in no variable: its traceback refers to this frame
-        return silence(guard.deadline - seconds, seconds) if over else None
+        return lost

@@ -257,11 +257,11 @@ def _refuse_replication(made: type) -> None:
 
 def really_close(conn: Any) -> None:
     """Close the connection itself, whatever its ``close`` means to the program."""
-    if not isinstance(conn, Tracked):
+    if not issubclass(type(conn), Tracked):  # a proxy is one to isinstance
         conn.close()
     elif conn.is_inherited():
         pass
     elif owns_socket(conn):
-        super(Tracked, conn).close()  # type: ignore[misc]
+        super(Tracked, conn).close()
     else:
         leak(conn)

@@ -19,6 +19,8 @@ from psycopg2 import extensions as ext
 
 from .connector import Connection
 from .descriptors import SHORTAGE
+from .failures import silence
+from .floods import LOOK_EVERY, FloodError, Meter
 from .sockets import shut_down, socket_of
 from .timing import monotonic
 from .waits import Limit, WaitCallback, keeps_limits
@@ -29,12 +31,10 @@ _LAST_LOOK = 0.05
 
 
 class Guard(Protocol):
-    """A time limit in force, until ``deadline`` by the monotonic clock or :meth:`lift`."""
+    """A limit in force until :meth:`lift`: of time, and of what the server may send."""
 
-    deadline: float
-
-    def lift(self) -> bool:
-        """End the limit; return whether the time was over, so that the connection is lost."""
+    def lift(self) -> Exception | None:
+        """End the limit; return why the connection was lost to it, None if it was not."""
 
 
 class SocketGuard:
@@ -57,22 +57,24 @@ class SocketGuard:
     with its frame, and shuts nothing down.
     """
 
-    __slots__ = ("__weakref__", "conn", "deadline", "gate", "guarded", "ref")
+    __slots__ = ("__weakref__", "conn", "deadline", "error", "gate", "guarded", "ref", "seconds")
 
     conn: Connection
     deadline: float
+    error: Exception
     gate: threading.Lock
     guarded: set[weakref.ref[SocketGuard]]
     ref: weakref.ref[SocketGuard]
+    seconds: float
 
-    def lift(self) -> bool:
+    def lift(self) -> Exception | None:
         """See :meth:`Guard.lift`."""
         try:
             self.guarded.remove(self.ref)
         except KeyError:
             self.gate.acquire()
-            return True
-        return False
+            return self.error
+        return None
 
 
 class Guards:
@@ -87,6 +89,8 @@ class Guards:
         self.tick: float | None = None
         self._look = look
         self._guarded: set[weakref.ref[SocketGuard]] = set()
+        # Of those that were in force at a look; what ends before costs nothing.
+        self._meters: weakref.WeakKeyDictionary[SocketGuard, Meter] = weakref.WeakKeyDictionary()
 
     def __len__(self) -> int:
         return len(self._guarded)
@@ -99,13 +103,15 @@ class Guards:
         guard = SocketGuard()  # without __init__: it is on the way of every test
         guard.guarded = self._guarded
         guard.conn = conn
+        guard.seconds = seconds
         guard.deadline = monotonic() + seconds
         guard.ref = ref = weakref.ref(guard)
         self._guarded.add(ref)
-        if self.tick is None or seconds < self.tick * _LOOKS:
+        tick = self.tick
+        if tick is None or (seconds < tick * _LOOKS):
             # The monitor looks regularly while anything is guarded, and once
             # after: a wake-up for each test would cost more than the test.
-            self.tick = seconds / _LOOKS
+            self.tick = min(seconds / _LOOKS, LOOK_EVERY)
             if not self._look():
                 self.tick = None  # so that the next guard asks again
                 self._guarded.discard(ref)
@@ -120,7 +126,7 @@ class Guards:
         return False
 
     def enforce(self, now: float) -> None:
-        """Shut down what is over its time."""
+        """Shut down what is over its time, or floods."""
         if self.rest():
             return
         if self.tick is None:
@@ -130,9 +136,19 @@ class Guards:
             if guard is None:
                 self._guarded.discard(ref)
             elif guard.deadline <= now:
-                self._shut_down(guard)
+                self._shut_down(guard, silence(guard.deadline - guard.seconds, guard.seconds))
+            elif self._is_flooded(guard):
+                self._shut_down(guard, FloodError())
 
-    def _shut_down(self, guard: SocketGuard) -> None:
+    def _is_flooded(self, guard: SocketGuard) -> bool:
+        meter = self._meters.get(guard)
+        if meter is None:
+            self._meters[guard] = Meter(guard.conn)
+            return False
+        return meter.is_flooded()
+
+    def _shut_down(self, guard: SocketGuard, error: Exception) -> None:
+        guard.error = error
         guard.gate = threading.Lock()
         guard.gate.acquire()
         with contextlib.suppress(KeyError):  # else its thread was faster
@@ -174,24 +190,26 @@ class LocalGuard:
     because of it.
     """
 
-    __slots__ = ("__weakref__", "_conn", "_undo", "deadline")
+    __slots__ = ("__weakref__", "_conn", "_deadline", "_seconds", "_undo")
 
     def __init__(self, conn: Connection, seconds: float) -> None:
         self._conn = conn
-        self.deadline = monotonic() + seconds
+        self._seconds = seconds
+        self._deadline = monotonic() + seconds
         self._undo: Callable[[], object]
         if keeps_limits():
-            self._undo = Limit(self.deadline, conn).end
+            self._undo = Limit(self._deadline, conn).end
         elif _is_alone():
             ext.set_wait_callback(WaitCallback(None))
-            self._undo = functools.partial(_wait_in_libpq, Limit(self.deadline, conn))
+            self._undo = functools.partial(_wait_in_libpq, Limit(self._deadline, conn))
         else:
             self._undo = _limit_unacknowledged(conn, seconds)
 
-    def lift(self) -> bool:
+    def lift(self) -> Exception | None:
         """See :meth:`Guard.lift`."""
         self._undo()
-        return bool(self._conn.closed) and monotonic() >= self.deadline
+        is_over = self._conn.closed and monotonic() >= self._deadline
+        return silence(self._deadline - self._seconds, self._seconds) if is_over else None
 
 
 def _is_alone() -> bool:

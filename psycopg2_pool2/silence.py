@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .sockets import answers, twin_socket
+from .sockets import answers, bytes_received, tcp_info, twin_socket
 
 if TYPE_CHECKING:
     import socket
@@ -28,10 +28,7 @@ _MARKS = 1000
 _marks = itertools.count()
 _SIDE_QUESTION_TIMEOUT = 1.0
 _ESTABLISHED = 1
-# In the kernel's struct tcp_info: the state, and how many bytes have been received.
-_STATE = struct.Struct("B")
-_RECEIVED = struct.Struct("Q")
-_RECEIVED_AT = 128
+_STATE = struct.Struct("B")  # the first field of the kernel's struct tcp_info
 
 
 class SilenceWatch:
@@ -68,7 +65,7 @@ class SilenceWatch:
         if found is None:
             return
         with found:
-            if not _bytes_received(found):  # else it has answered at the last moment
+            if not bytes_received(found):  # else it has answered at the last moment
                 self.ended = True
                 found.shutdown(2)  # both ways
 
@@ -78,7 +75,7 @@ class SilenceWatch:
             # A callback of the program has not said yet where to connect; or it has just ended.
             return not self.is_over
         with found:
-            if _bytes_received(found):
+            if bytes_received(found):
                 return False
             if not _is_established(found):
                 return True
@@ -116,18 +113,5 @@ def _user_timeout(sock: socket.socket) -> int:
         return -1  # no TCP socket
 
 
-def _tcp_info(sock: socket.socket) -> bytes:
-    import socket  # heavy, and rarely needed
-
-    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RECEIVED_AT + _RECEIVED.size)
-
-
-def _bytes_received(sock: socket.socket) -> int:
-    info = _tcp_info(sock)
-    if len(info) < _RECEIVED_AT + _RECEIVED.size:
-        return 0  # before Linux 4.1: the side question decides
-    return int(_RECEIVED.unpack_from(info, _RECEIVED_AT)[0])
-
-
 def _is_established(sock: socket.socket) -> bool:
-    return bool(_STATE.unpack_from(_tcp_info(sock))[0] == _ESTABLISHED)
+    return bool(_STATE.unpack_from(tcp_info(sock))[0] == _ESTABLISHED)

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 # A message that every server answers at once, by a letter: may TLS be used here?
 _SSL_REQUEST = struct.pack("!ii", 8, 80877103)
 
+# In the kernel's struct tcp_info: how many bytes have been received.
+_RECEIVED = struct.Struct("Q")
+_RECEIVED_AT = 128
+
 
 def owns_socket(conn: Any) -> bool:
     """Tell whether the number of a connection's socket has not become another file's.
@@ -38,7 +42,8 @@ def owns_socket(conn: Any) -> bool:
     fd = -1
     try:
         # psycopg2's own: in a test's sandbox `fileno` is that of another connection.
-        fd = connection.fileno(conn) if isinstance(conn, connection) else conn.fileno()
+        is_real = issubclass(type(conn), connection)  # which a proxy says of itself to isinstance
+        fd = connection.fileno(conn) if is_real else conn.fileno()
         return bool(os.fstat(fd)[1:3] == own)  # as `identity` does, whose call would be a tenth
     except (OSError, psycopg2.Error) as error:
         let_through(error)
@@ -137,6 +142,27 @@ def twin_socket(fd: int) -> socket.socket:
         # After an interruption the object may have been made: it closes the copy itself.
         os.close(copy)
         raise
+
+
+def tcp_info(sock: socket.socket) -> bytes:
+    """Return the beginning of the kernel's ``struct tcp_info``; OSError for another socket.
+
+    Empty where there is none, as outside Linux.
+    """
+    import socket  # heavy, and rarely needed
+
+    option = getattr(socket, "TCP_INFO", None)
+    if option is None:
+        return b""
+    return sock.getsockopt(socket.IPPROTO_TCP, option, _RECEIVED_AT + _RECEIVED.size)
+
+
+def bytes_received(sock: socket.socket) -> int:
+    """Return how many bytes a TCP socket has received; 0 if that is not known."""
+    info = tcp_info(sock)
+    if len(info) < _RECEIVED_AT + _RECEIVED.size:
+        return 0  # before Linux 4.1
+    return int(_RECEIVED.unpack_from(info, _RECEIVED_AT)[0])
 
 
 def answers(host: str | None, address: str | None, port: int, seconds: float) -> bool:

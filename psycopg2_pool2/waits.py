@@ -10,6 +10,7 @@ its own before the program's, which keeps limits, and has the server stop.
 
 from __future__ import annotations
 
+import itertools
 import threading
 import weakref
 from collections.abc import Callable
@@ -19,6 +20,7 @@ import psycopg2
 from psycopg2 import extensions as ext
 
 from .connection import Tracked
+from .floods import FloodError, Meter
 from .interruptions import suppress
 from .sockets import wait_ready
 from .timing import monotonic
@@ -27,6 +29,9 @@ _STOP_TIMEOUT = 1.0
 """Seconds that an exception is held up until a server has been asked to stop."""
 
 _LOOK_AGAIN = 0.005
+
+_POLLS_PER_LOOK = 100
+"""Each takes in some kilobytes, of what comes without an end."""
 
 _limits: dict[int, weakref.ref[Limit]] = {}
 """Those in force, by thread: by greenlet, that is, where threads are greenlets."""
@@ -109,16 +114,22 @@ def wait_for_answer(conn: Any, deadline: float | None) -> bool:
 
     To be called by psycopg2's wait callback.
     """
-    while True:
+    meter = None
+    for polls in itertools.count(1):
         state = conn.poll()
         if state == ext.POLL_OK:
-            return True
+            break
+        if deadline is not None and polls % _POLLS_PER_LOOK == 0:
+            meter = meter or Meter(conn)
+            if meter.is_flooded():
+                raise FloodError
         seconds = None if deadline is None else deadline - monotonic()
         if seconds is not None and seconds <= 0:
             return False
         fds = [conn.fileno()]
         read, write = (fds, ()) if state == ext.POLL_READ else ((), fds)
         wait_ready(read, write, seconds)
+    return True
 
 
 def ask_to_stop(conn: Any, seconds: float) -> None:

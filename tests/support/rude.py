@@ -15,13 +15,16 @@ class RudeServer:
     """Answers on a port of its own with one text: as an error, a notice, a parameter.
 
     Without `greets` it refuses every client with that text; else it accepts every client, reports
-    the text as its version, and answers each statement with a notice and an error. One thread for
-    each client.
+    the text as its version, and answers each statement with a notice and an error; with `floods`,
+    with notices only, for as long as the client takes them. One thread for each client.
     """
 
-    def __init__(self, text: str, greets: bool) -> None:
+    def __init__(self, text: str, greets: bool, floods: bool = False) -> None:
         self._text = text.encode()
         self._greets = greets
+        self._floods = floods
+        #: How many bytes of notices it has sent to each of the clients that hung up on it.
+        self.floods_sent: list[int] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._clients: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
@@ -75,8 +78,19 @@ class RudeServer:
                 stream.read(length - 4)
                 if kind == b"Q":
                     notice = self._report(b"N", b"NOTICE", b"00000")
+                    if self._floods:
+                        self._flood(client, notice * 50)
                     error = self._report(b"E", b"ERROR", b"XX000")
                     client.sendall(notice + error + _message(b"Z", b"I"))
+
+    def _flood(self, client: socket.socket, notices: bytes) -> None:
+        sent = 0
+        try:
+            while True:
+                client.sendall(notices)
+                sent += len(notices)
+        finally:
+            self.floods_sent.append(sent)
 
     def _greeting(self) -> bytes:
         parameters = {
@@ -99,9 +113,9 @@ def _message(kind: bytes, body: bytes) -> bytes:
 
 
 @contextlib.contextmanager
-def rude_server(text: str, *, greets: bool) -> Iterator[RudeServer]:
+def rude_server(text: str, *, greets: bool, floods: bool = False) -> Iterator[RudeServer]:
     """Make one, and close it at the end of the block."""
-    server = RudeServer(text, greets)
+    server = RudeServer(text, greets, floods)
     try:
         yield server
     finally:

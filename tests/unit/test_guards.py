@@ -165,7 +165,8 @@ def test_a_guard_that_begins_as_the_monitor_stops_looking_is_seen(here: socket.s
 
     guards = Guards(lambda: True)
     late = SocketGuard()
-    late.conn, late.deadline, late.ref = here, time.monotonic(), weakref.ref(late)
+    late.conn, late.deadline, late.seconds = here, time.monotonic(), 0.0
+    late.ref = weakref.ref(late)
     guards._guarded = late.guarded = Guarded()
     guards.tick = 0.01
     guards.enforce(time.monotonic())

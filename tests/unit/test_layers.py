@@ -42,6 +42,7 @@ LAYERS = [
     {"commits"},
     {
         "connection",
+        "floods",
         "forks",
         "handshake",
         "hosts_file",

@@ -112,7 +112,7 @@ class TestLook:
         watch = make_watch(listener.port, silent)
         with connected(watch, listener) as (client, peer):
             peer.sendall(b"S")
-            wait_until(lambda: silence._bytes_received(client))
+            wait_until(lambda: sockets.bytes_received(client))
             watch.look()
             client.recv(1)
             watch.look()
@@ -251,7 +251,7 @@ class TestEndAttempt:
         watch = make_watch(listener.port, silent)
         with connected(watch, listener) as (client, peer):
             peer.sendall(b"S")
-            wait_until(lambda: silence._bytes_received(client))
+            wait_until(lambda: sockets.bytes_received(client))
             watch.end_attempt()
             assert not watch.ended
             assert client.recv(1) == b"S"
