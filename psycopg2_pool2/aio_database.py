@@ -75,7 +75,7 @@ class AsyncPooledDatabase:
         """Have the block's statements be one transaction; see :meth:`PooledDatabase.transaction`.
 
         A task that is cancelled during the COMMIT does not learn whether it was
-        done.
+        done: the cause of its ``CancelledError`` is a :class:`CommitUncertain`.
         """
         characteristics = given(isolation_level, readonly, deferrable)
         return AsyncBlock(functools.partial(self._enter_transaction, characteristics))
@@ -87,7 +87,7 @@ class AsyncPooledDatabase:
         if scope is not None:
             inner = stack.enter_context(scope.nested())
             block = inner.transaction(**characteristics)
-            await stack.enter_async_context(_ByWorker(self.pool, scope.conn, block))
+            await stack.enter_async_context(_ByWorker(self.pool, scope.conn, block, block.commits))
             return scope.conn  # type: ignore[no-any-return]
         conn = await stack.enter_async_context(self.pool.conn())
         transaction = Transaction(conn, **characteristics)
@@ -310,14 +310,19 @@ class _Entered:
 class _ByWorker:
     """A block that a worker enters and leaves, since it needs the network for it."""
 
-    __slots__ = ("_block", "_conn", "_pool")
+    __slots__ = ("_block", "_commits", "_conn", "_pool")
 
     def __init__(
-        self, pool: AsyncConnectionPool, conn: Connection, block: AbstractContextManager[Any]
+        self,
+        pool: AsyncConnectionPool,
+        conn: Connection,
+        block: AbstractContextManager[Any],
+        commits: bool = True,
     ) -> None:
         self._pool = pool
         self._conn = conn
         self._block = block
+        self._commits = commits
 
     async def __aenter__(self) -> None:
         await self._pool.run_on(self._conn, lambda _: self._block.__enter__())
@@ -329,7 +334,7 @@ class _ByWorker:
         traceback: TracebackType | None,
     ) -> None:
         end = functools.partial(self._block.__exit__, exc_type, exc, traceback)
-        await self._pool._end_on(self._conn, end)
+        await self._pool._end_on(self._conn, end, self._commits and exc_type is None)
 
 
 class AsyncCursor:

@@ -146,8 +146,8 @@ def _is_at(frame: FrameType, instructions: Mapping[str, int]) -> bool:
     if at < 0:
         return False
     for name, units in instructions.items():
-        number = opmap.get(name)  # each version of Python has some of them
-        if number is not None and number in code[max(0, at - 2 * units + 2) : at + 1 : 2]:
+        number = opmap.get(name, 256)  # each Python has some; from 256 the compiler alone
+        if number < 256 and number in code[max(0, at - 2 * units + 2) : at + 1 : 2]:
             return True
     return False
 

@@ -177,18 +177,18 @@ class Scope:
             scope = scope._parent
         return scope is not None
 
-    def transaction(self, **characteristics: Any) -> AbstractContextManager[Connection]:
+    def transaction(self, **characteristics: Any) -> Guarded:
         """Return the transaction of a block in this one: a savepoint if there is one already."""
         root = self
         while root._parent is not None:
             root = root._parent
         if not root._in_transaction and self.conn.get_transaction_status() == IDLE:
-            return _Guarded(self, root._outermost(Transaction(self.conn, **characteristics)))
+            return Guarded(self, root._outermost(Transaction(self.conn, **characteristics)))
         if characteristics:
             raise ValueError(
                 f"{', '.join(characteristics)}: can be set for the outermost transaction only"
             )
-        return _Guarded(self, Savepoint(self.conn))
+        return Guarded(self, Savepoint(self.conn))
 
     @contextmanager
     def _outermost(self, transaction: Transaction) -> Iterator[Connection]:
@@ -220,7 +220,7 @@ class Scope:
         return True
 
 
-class _Guarded:
+class Guarded:
     """A transaction or savepoint; leaves the connection alone once the block around has ended."""
 
     __slots__ = ("_block", "_scope")
@@ -228,6 +228,11 @@ class _Guarded:
     def __init__(self, scope: Scope, block: AbstractContextManager[Connection]) -> None:
         self._scope = scope
         self._block = block
+
+    @property
+    def commits(self) -> bool:
+        """Whether its end is a COMMIT."""
+        return not isinstance(self._block, Savepoint)
 
     def __enter__(self) -> Connection:
         return self._scope.do(lambda _: self._block.__enter__())
