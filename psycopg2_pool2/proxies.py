@@ -101,6 +101,7 @@ class StandIn:
         "pool_baseline",
         "pool_cancel_request",
         "pool_home",
+        "pool_lent",
         "pool_pid",
         "pool_proxy",
         "pool_record",
@@ -114,6 +115,7 @@ class StandIn:
             name = type(foreign).__name__
             raise TypeError(f"psycopg2.connect was replaced and returned no connection: a {name}")
         self.pool_baseline = self.pool_cancel_request = self.pool_home = None
+        self.pool_lent = None
         self.pool_pid = os.getpid()
         self._is_closed = False
         self.pool_proxy = _LentForeign(foreign)
