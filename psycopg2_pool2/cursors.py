@@ -115,8 +115,11 @@ def end(record: Any) -> bool:
             _close(cursor)
         elif cursor is not None and not _is_ended(cursor):
             left = [*(left or ()), reference]
-    record.cursors[:] = left or ()
-    return not left and not record.held
+    if left is not None:
+        record.cursors[:] = left
+        return False
+    record.cursors.clear()
+    return not record.held
 
 
 def _is_ended(cursor: Any) -> bool:
