@@ -20,7 +20,7 @@ from .connector import Borrowed, Connection
 from .database import given
 from .scopes import Scope, current_scope
 from .statements import CursorFactory, Params, Sql
-from .transactions import Transaction
+from .transactions import Savepoint, Transaction
 
 T = TypeVar("T")
 
@@ -72,7 +72,7 @@ class AsyncPooledDatabase:
         """Have the block's statements be one transaction; see :meth:`PooledDatabase.transaction`.
 
         A task that is cancelled during the COMMIT does not learn whether it was
-        done.
+        done: the cause of its ``CancelledError`` is a :class:`CommitUncertain`.
         """
         characteristics = given(isolation_level, readonly, deferrable)
         scope = current_scope(self)
@@ -248,7 +248,8 @@ class AsyncPooledDatabase:
             exc_info = type(error), error, error.__traceback__
             await self.pool._end_on(conn, lambda: block.__exit__(*exc_info))
             raise
-        await self.pool._end_on(conn, lambda: block.__exit__(None, None, None))
+        commits = not isinstance(block, Savepoint)
+        await self.pool._end_on(conn, lambda: block.__exit__(None, None, None), commits)
 
     # -- the whole ---------------------------------------------------------
 

@@ -1,9 +1,10 @@
 """The class of the connections that a pool lends.
 
 It is the user's ``connection_factory`` (psycopg2's own class unless given) with
-three additions that cost an ordinary statement nothing: it carries the pool's
+four additions that cost an ordinary statement nothing: it carries the pool's
 record, it tells when the program changes a setting or closes the connection,
-and it never touches a session that belongs to the parent of a forked process.
+it tells a COMMIT whose answer is lost from one that failed, and it never touches
+a session that belongs to the parent of a forked process.
 
 Without the second, every return would have to compare seven attributes: a third
 of a whole borrow and return without test.
@@ -21,6 +22,7 @@ import psycopg2
 from psycopg2._psycopg import ReplicationConnection
 from psycopg2.extensions import connection, cursor
 
+from .commits import commit
 from .cursors import CURSORS, note
 from .descriptors import leak
 from .errors import ConnectionReturned
@@ -29,6 +31,9 @@ from .sockets import cut_off, owns_socket
 _SLOTS = (
     "pool_baseline",
     "pool_cancel_request",
+    "pool_casters",  # its own dict of the type casters that are registered on it
+    "pool_configured_casters",  # a copy of that, made after ``configure``
+    "pool_configured_ids",  # of the casters in the copy
     "pool_home",
     "pool_lent",  # the records of those lent; None while its cursors are nobody's business
     "pool_pid",
@@ -89,6 +94,18 @@ class Tracked:
         """See :meth:`psycopg2.extensions.connection.set_isolation_level`."""
         self._touched()
         super().set_isolation_level(level)  # type: ignore[misc]
+
+    def commit(self) -> None:
+        """Commit; raises :class:`CommitUncertain` where nobody can know whether that was done.
+
+        So does psycopg2's ``with conn:``, which calls this.
+        """
+        commit(self, super().commit)  # type: ignore[misc]
+
+    def set_client_encoding(self, encoding: str) -> None:
+        """See :meth:`psycopg2.extensions.connection.set_client_encoding`."""
+        self._touched()
+        super().set_client_encoding(encoding)  # type: ignore[misc]
 
     def reset(self) -> None:
         """See :meth:`psycopg2.extensions.connection.reset`."""

@@ -6,6 +6,7 @@ as the network lets it, which is why the pool guards and never locks around it.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import select
@@ -29,6 +30,7 @@ from .hidden import clear_driver_frames
 from .interruptions import let_through, suppress
 from .log import logger
 from .proxies import LentProxy, StandIn, connect_is_mock
+from .session_reset import SessionReset
 from .sockets import shut_down
 from .targets import DEFAULT_PORT, effective
 from .timing import monotonic
@@ -63,7 +65,9 @@ DEFAULTS: Mapping[str, int] = {
 }
 """libpq settings added where the program is silent; none needs support from the server."""
 
-_settings = attrgetter("autocommit", "isolation_level", "readonly", "deferrable", "cursor_factory")
+_settings = attrgetter(
+    "autocommit", "isolation_level", "readonly", "deferrable", "cursor_factory", "encoding"
+)
 # psycopg2's own setters, which the pool is not told of.
 _set_autocommit = ext.connection.autocommit.__set__  # type: ignore[attr-defined]
 _set_cursor_factory = ext.connection.cursor_factory.__set__  # type: ignore[attr-defined]
@@ -120,6 +124,7 @@ class Connector:
         self._home = home  # the pool, where the connections' close() gives them back
         self.test_on_borrow = test
         self.reset = reset
+        self._session_reset = SessionReset()
         self._factory = pooled_factory(self._arguments.connection_factory, home is not None)
         self.parameters = self._arguments.parameters
         self.tell = self._arguments.tell
@@ -259,6 +264,9 @@ class Connector:
             raise _configure_failed("it must leave conn.notices a list")
         _forget_messages(conn)
         conn.pool_baseline = _settings(conn)
+        conn.pool_casters = conn.string_types  # the connection's own, not a copy
+        conn.pool_configured_casters = dict(conn.string_types)
+        conn.pool_configured_ids = [*map(id, conn.pool_configured_casters.values())]
         conn.pool_home = self._home
 
     def is_busy(self, conn: Connection) -> bool:
@@ -337,17 +345,11 @@ class Connector:
             conn.clean(self.reset)
             return
         _end_work(conn)
-        if _settings(conn) != conn.pool_baseline:
-            _restore_settings(conn)
+        _restore_client_side(conn, encoding_too=self.reset != "session")
         if conn.pool_record.held:
             self._close_held(conn)
         if callable(self.reset):
-            _call_back(self.reset, conn)
-            if conn.get_transaction_status() != IDLE:
-                _end_transaction(conn, "rollback")
-            if _settings(conn) != conn.pool_baseline:
-                _restore_settings(conn)
-            _match_encoding(conn)
+            self._call_reset(self.reset, conn)
         elif self.reset == "session":
             self._discard_session_state(conn)
         _forget_messages(conn)
@@ -359,8 +361,24 @@ class Connector:
             _close_on_server(conn, names)
         held.difference_update(names)
 
+    def _call_reset(self, reset: Callable[[Connection], object], conn: Connection) -> None:
+        """Call the program's own function, and commit what it left open, as with ``configure``."""
+        _call_back(reset, conn)
+        if conn.closed:
+            raise psycopg2.OperationalError("the connection was lost in reset")
+        status = conn.get_transaction_status()
+        if status == INERROR:
+            raise psycopg2.ProgrammingError("reset failed: it left a failed transaction behind")
+        if status != IDLE or conn.status != ext.STATUS_READY:
+            _end_transaction(conn, "commit")
+        _match_encoding(conn)
+        _restore_client_side(conn)
+
     def _discard_session_state(self, conn: Connection) -> None:
-        _execute_alone(conn, "DISCARD ALL")
+        self._session_reset.send(
+            functools.partial(_execute_alone, conn),
+            lambda: not conn.closed and conn.get_transaction_status() == IDLE,
+        )
         _match_encoding(conn)
         # psycopg2 reads dates in this style only, and set it when it connected.
         if not (conn.get_parameter_status("DateStyle") or "ISO").startswith("ISO"):
@@ -369,6 +387,8 @@ class Connector:
             # Whether that has undone anything cannot be told: parameters of the
             # program's own, for one, are in no catalogue.
             self.prepare(conn)
+        else:
+            _restore_encoding(conn)
 
     # -- closing -----------------------------------------------------------
 
@@ -455,7 +475,7 @@ def _execute_alone(conn: Connection, sql: str, *params: Any) -> Any:
     keeps the session's characteristics itself; leaving autocommit it would reset
     those that are set with a statement each, so they are put aside meanwhile.
     """
-    autocommit, *characteristics, _ = conn.pool_baseline
+    autocommit, *characteristics, _, _ = conn.pool_baseline
     if autocommit:
         return _execute(conn, sql, *params)
     aside = characteristics != _UNSET
@@ -480,6 +500,42 @@ def _set_characteristics(conn: Connection, isolation: Any, readonly: Any, deferr
     )
 
 
+def has_casters_left(conn: Connection) -> bool:
+    """Tell whether type casters were registered on a connection, or replaced, since ``configure``.
+
+    It costs a truth test where ``configure`` registers none.  Others are compared by
+    their identity, since casters of the same types are equal.  A stand-in has none.
+    """
+    casters = conn.pool_casters
+    return bool(casters) and [*map(id, casters.values())] != conn.pool_configured_ids
+
+
+def restore_casters(conn: Connection) -> None:
+    """Have a connection read values as it did after ``configure``."""
+    if conn.pool_casters or conn.pool_configured_casters:
+        conn.pool_casters.clear()
+        conn.pool_casters.update(conn.pool_configured_casters)
+
+
+def _restore_client_side(conn: Connection, *, encoding_too: bool = True) -> None:
+    """Put back what psycopg2 itself keeps of a session.
+
+    A round trip is needed for the encoding alone, which the server has to know too.
+    """
+    restore_casters(conn)
+    found = _settings(conn)
+    if found[:-1] != conn.pool_baseline[:-1]:
+        _restore_settings(conn)
+    if encoding_too:
+        _restore_encoding(conn)
+
+
+def _restore_encoding(conn: Connection) -> None:
+    encoding = conn.pool_baseline[-1]
+    if conn.encoding != encoding:
+        ext.connection.set_client_encoding(conn, encoding)
+
+
 def _restore_settings(conn: Connection) -> None:
     """Put back what the borrower changed on the client's side.
 
@@ -488,7 +544,7 @@ def _restore_settings(conn: Connection) -> None:
     cleared first, or a copy that happens to be right would hide a session that
     is not.
     """
-    autocommit, isolation, readonly, deferrable, cursor_factory = conn.pool_baseline
+    autocommit, isolation, readonly, deferrable, cursor_factory, _ = conn.pool_baseline
     if not conn.autocommit:
         _set_session(conn, *_DEFAULTS)
     _set_autocommit(conn, autocommit)

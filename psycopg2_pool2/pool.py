@@ -22,7 +22,7 @@ from .blocks import LoanBlock, TransactionBlock
 from .breaker import CircuitBreaker
 from .care import Care
 from .connection import Tracked
-from .connector import Borrowed, Connection, Connector, Reset, Test
+from .connector import Borrowed, Connection, Connector, Reset, Test, has_casters_left
 from .cursors import CURSORS
 from .cursors import end as end_cursors
 from .desk import Desk, MakeWaiter
@@ -106,9 +106,12 @@ class ConnectionPool:
         it leaves open is committed.  If it raises, another connection is tried
         until the borrower's time is over, which then gets that error as it is.
     ``reset``
-        What is done on return beside ROLLBACK and putting psycopg2's settings
-        back.  ``"session"``: DISCARD ALL.  A callable gets the connection; if it
-        raises, the connection is closed and the error logged.
+        What is done on return beside ROLLBACK and putting back what psycopg2 keeps:
+        its settings, type casters, the encoding.  None: what was committed in the
+        session on the server, such as a role, stays for the next borrower.
+        ``"session"``: DISCARD ALL.  A callable gets the connection; a transaction
+        that it leaves open is committed; if it raises, the connection is closed and
+        the error logged.
     ``connect_params``
         Called at every connect; returns keywords that are merged over
         ``connect_kwargs``.
@@ -408,8 +411,9 @@ class ConnectionPool:
         Its cursors are closed, and a transaction that is open is rolled back.  A
         connection that is lost, or in the middle of something, is closed: never an
         error.  Costs nothing on the network when no transaction is open, one
-        round trip otherwise, and one more with ``reset="session"``.  ``key`` is
-        accepted for psycopg2's sake; the pool knows it.
+        round trip otherwise, and one more with ``reset="session"`` or after
+        ``set_client_encoding()``.  ``key`` is accepted for psycopg2's sake; the
+        pool knows it.
 
         Raises :class:`PoolError` for a connection that is not in use, such as
         one of another pool or one that was returned before.
@@ -428,6 +432,11 @@ class ConnectionPool:
             or self._decides_at_return
             or conn.get_transaction_status()
             or conn.status != STATUS_READY
+            # As has_casters_left, written out.
+            or (
+                conn.pool_casters
+                and [*map(id, conn.pool_casters.values())] != conn.pool_configured_ids
+            )
         ) and self._needs_care(conn, record, close):
             has_ended = has_stopped_others() or self._notice_fork()
             if not (has_ended or (record.retired and _is_inherited(conn))):
@@ -448,6 +457,7 @@ class ConnectionPool:
             or self._decides_at_return
             or conn.get_transaction_status()
             or conn.status != STATUS_READY
+            or has_casters_left(conn)
         ):
             return True
         record.attention = False  # before the reasons are read
@@ -488,6 +498,7 @@ class ConnectionPool:
                 or record.attention not in (False, CURSORS)
                 or conn.get_transaction_status()
                 or conn.status != STATUS_READY
+                or has_casters_left(conn)
             )
         )
 
@@ -513,7 +524,10 @@ class ConnectionPool:
         return LoanBlock(self, timeout)
 
     def transaction(self, timeout: float | None = POOL_DEFAULT) -> TransactionBlock:
-        """Return a context manager like :meth:`conn`: commits, or rolls back on an exception."""
+        """Return a context manager like :meth:`conn`: commits, or rolls back on an exception.
+
+        Raises :class:`CommitUncertain` if the answer to COMMIT is lost.
+        """
         return TransactionBlock(self, timeout)
 
     def _end_block(
