@@ -100,6 +100,10 @@ class Care:
         finally:
             del error  # its traceback refers to this frame
 
+    def is_busy(self, conn: Connection) -> bool:
+        """Tell whether a statement may still be running."""
+        return self._connector.is_busy(conn)
+
     def tidy(self, conn: Connection, record: Record) -> Exception | None:
         """Clean up after a loan; return why the connection is lost or in doubt, if it is.
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import psycopg2
 from psycopg2 import extensions as ext
 
+from . import cursors
 from .arguments import ConnectArguments
 from .cancelling import cancel_request
 from .connection import Messages, Tracked, inner_connection, pooled_factory, really_close
@@ -343,14 +344,22 @@ class Connector:
         if isinstance(conn, StandIn):
             conn.clean(self.reset)
             return
-        if conn.get_transaction_status() != IDLE or conn.status != ext.STATUS_READY:
-            _end_transaction(conn, "rollback")
+        _end_work(conn)
         _restore_client_side(conn, encoding_too=self.reset != "session")
+        if conn.pool_record.held:
+            self._close_held(conn)
         if callable(self.reset):
             self._call_reset(self.reset, conn)
         elif self.reset == "session":
             self._discard_session_state(conn)
         _forget_messages(conn)
+
+    def _close_held(self, conn: Connection) -> None:
+        """Close the cursors WITH HOLD of a loan; some may have gone with their transactions."""
+        names, held = [*conn.pool_record.held], conn.pool_record.held
+        if self.reset != "session":  # which closes them too
+            _close_on_server(conn, names)
+        held.difference_update(names)
 
     def _call_reset(self, reset: Callable[[Connection], object], conn: Connection) -> None:
         """Call the program's own function, and commit what it left open, as with ``configure``."""
@@ -445,13 +454,22 @@ def _wrapped_again(conn: Connection) -> Any:
     return psycopg2.connect(connection_factory=lambda *_, **__: conn, **conn.get_dsn_parameters())
 
 
-def _execute(conn: Connection, sql: str) -> None:
+def _execute(conn: Connection, sql: str, *params: Any) -> Any:
     # psycopg2's own class: the user's may log, count or fetch.
-    ext.cursor(conn).execute(sql)
+    cursor = ext.cursor(conn)
+    cursor.execute(sql, *params)
+    return cursor
 
 
-def _execute_alone(conn: Connection, sql: str) -> None:
-    """Execute a statement without a BEGIN before it, in one round trip.
+def _close_on_server(conn: Connection, names: list[str]) -> None:
+    asked = "SELECT name FROM pg_catalog.pg_cursors WHERE is_holdable AND name = ANY(%s)"
+    quoted = [ext.quote_ident(name, conn) for (name,) in _execute_alone(conn, asked, [names])]
+    if quoted:
+        _execute_alone(conn, "; ".join(f"CLOSE {name}" for name in quoted))
+
+
+def _execute_alone(conn: Connection, sql: str, *params: Any) -> Any:
+    """Execute a statement without a BEGIN before it, in one round trip; return its cursor.
 
     The settings are those after ``configure``.  Outside autocommit psycopg2
     keeps the session's characteristics itself; leaving autocommit it would reset
@@ -459,14 +477,13 @@ def _execute_alone(conn: Connection, sql: str) -> None:
     """
     autocommit, *characteristics, _, _ = conn.pool_baseline
     if autocommit:
-        _execute(conn, sql)
-        return
+        return _execute(conn, sql, *params)
     aside = characteristics != _UNSET
     if aside:
         _set_session(conn, *_DEFAULTS)
     _set_autocommit(conn, True)
     try:
-        _execute(conn, sql)
+        return _execute(conn, sql, *params)
     finally:
         if not conn.closed:
             _set_autocommit(conn, False)
@@ -549,6 +566,14 @@ def _forget_messages(conn: Connection) -> None:
     _set_notifies(conn, Messages(conn))
 
 
+def _end_work(conn: Connection) -> None:
+    """Close the cursors that only a statement can, and roll back what is open."""
+    if conn.pool_record.cursors:
+        cursors.close_the_rest(conn.pool_record)
+    if conn.get_transaction_status() != IDLE or conn.status != ext.STATUS_READY:
+        _end_transaction(conn, "rollback")
+
+
 def _end_transaction(conn: Connection, how: Literal["commit", "rollback"]) -> None:
     """End the transaction, one that psycopg2 does not know of too."""
     getattr(ext.connection, how)(conn)
@@ -560,12 +585,15 @@ def _end_transaction(conn: Connection, how: Literal["commit", "rollback"]) -> No
 
 def _call_back(callback: Callable[[Connection], object], conn: Connection) -> None:
     """Call a function of the program's with a connection; the server may be lost in it."""
+    lent, conn.pool_lent = conn.pool_lent, None  # its cursors are no borrower's
     try:
         call_back(callback, conn)
     except psycopg2.Error as error:
         if conn.closed:
             mark(error, FailureKind.CUT)
         raise
+    finally:
+        conn.pool_lent = lent
 
 
 def _configure_failed(why: str) -> psycopg2.ProgrammingError:

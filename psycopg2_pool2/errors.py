@@ -41,6 +41,15 @@ class PoolClosed(PoolError):
     """The pool is closed."""
 
 
+class ConnectionReturned(PoolError, psycopg2.InterfaceError):
+    """A borrower used a connection, or returned it again, after it had returned it.
+
+    Of a connection that is not lent to anybody this is what ``cursor()`` raises;
+    with ``debug=True`` whatever acts on one that a borrower has returned does,
+    and its text names the places.
+    """
+
+
 class PoolDeadlock(PoolError):
     """Every connection is held by somebody who waits for another one.
 

@@ -104,6 +104,7 @@ class StandIn:
         "pool_configured_casters",
         "pool_configured_ids",
         "pool_home",
+        "pool_lent",
         "pool_pid",
         "pool_proxy",
         "pool_record",
@@ -117,6 +118,7 @@ class StandIn:
             name = type(foreign).__name__
             raise TypeError(f"psycopg2.connect was replaced and returned no connection: a {name}")
         self.pool_baseline = self.pool_cancel_request = self.pool_home = None
+        self.pool_lent = None
         self.pool_casters = self.pool_configured_casters = self.pool_configured_ids = None
         self.pool_pid = os.getpid()
         self._is_closed = False

@@ -18,6 +18,7 @@ from sqlalchemy.pool.base import _ConnectionRecord
 
 from ..connector import ACTIVE, UNKNOWN, Connection, restore_casters
 from ..errors import PoolDeadlock, PoolError, PoolExhausted, PoolTimeout, TooManyRequests
+from ..handles import unwrapped
 from ..pool import ConnectionPool
 
 _URL = "postgresql+psycopg2://"
@@ -147,7 +148,7 @@ class EnginePool(Pool):
 
     def _borrow(self) -> Connection:
         try:
-            return self._lender.getconn()
+            return unwrapped(self._lender.getconn())  # what SQLAlchemy lends is a loan's own object
         except _NONE_TO_BE_HAD as error:
             if isinstance(error.__cause__, psycopg2.OperationalError):
                 # The server is to blame: SQLAlchemy wraps this as it does when it connects itself.

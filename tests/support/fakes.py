@@ -87,6 +87,9 @@ class _Session:
     def poll(self) -> None:
         self.ask()
 
+    def cursor(self, kind: type[ext.cursor] = ext.cursor) -> ext.cursor:
+        return kind.__new__(kind)  # of no connection
+
     def close(self) -> None:
         self.closed = self.closed or 1
         self.driver.hang_up(self)
