@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import functools
 from typing import Any
-from weakref import ref
 
 import psycopg2
 from psycopg2 import extensions as ext
@@ -43,7 +42,6 @@ same; so whoever finds it reads the reasons too.
 
 _plain = ext.cursor
 _close = ext.cursor.close
-_MANY = 64
 _MOST_CLASSES = 64  # for which subclasses are kept
 _SETTABLE = (
     "arraysize",
@@ -55,40 +53,6 @@ _SETTABLE = (
     "scrollable",
     "withhold",
 )
-
-
-class Noted(list[Any]):
-    """Weak references to the cursors of a loan; those to cursors that have gone are dropped.
-
-    Changed by calls only that are atomic, since two threads may use one connection.
-    """
-
-    __slots__ = ("_turn", "most")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.most = _MANY
-        self._turn = [None]  # one thread takes it
-
-    def add(self, cursor: Any) -> None:
-        """Note a cursor."""
-        self.append(ref(cursor))
-        if len(self) > self.most:
-            self.drop_gone()
-
-    def drop_gone(self) -> None:
-        """Drop the references to cursors that have gone; unless another thread does so."""
-        try:
-            self._turn.pop()
-        except IndexError:
-            return
-        try:
-            count = len(self)
-            left = [reference for reference in self[:count] if reference() is not None]
-            self[:count] = left  # what others append meanwhile stays
-            self.most = max(_MANY, 2 * len(left))
-        finally:
-            self._turn.append(None)
 
 
 def note(record: Any, made: Any) -> Any:

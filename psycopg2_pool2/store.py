@@ -103,11 +103,11 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
-from .cursors import Noted
 from .errors import PoolClosed, PoolExhausted, TooManyRequests
 from .processes import ThisProcess
 from .steps import Pause
 from .timing import Clock
+from .weak_list import WeakList
 
 
 class Record(weakref.ref[Any]):
@@ -141,7 +141,7 @@ class Record(weakref.ref[Any]):
 
     attention: int
     born: float
-    cursors: Noted
+    cursors: WeakList
     endpoint: Any
     expires_at: float
     held: set[str]
@@ -172,7 +172,7 @@ class Record(weakref.ref[Any]):
         self.token = object()  # which the collector does not know of, and nobody refers to weakly
         self.verified_until = -math.inf
         self.uses = 0
-        self.cursors = Noted()
+        self.cursors = WeakList()
         self.held = set()
         hash(self)  # kept from now on: a dead referent could not be hashed
 

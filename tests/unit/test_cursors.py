@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 from typing import Any
 
 from psycopg2 import extensions as ext
 
-from psycopg2_pool2.cursors import CURSORS, NamedCursor, Noted, end, note
+from psycopg2_pool2.cursors import CURSORS, NamedCursor, end, note
 from psycopg2_pool2.store import Record
 
 
@@ -23,34 +22,6 @@ def make_record() -> tuple[Thing, Record]:
 def make_cursor(kind: type[ext.cursor] = ext.cursor) -> Any:
     """Return a cursor of no connection."""
     return kind.__new__(kind)
-
-
-def test_notes_of_cursors_that_have_gone_are_dropped() -> None:
-    noted = Noted()
-    kept = [make_cursor() for _ in range(1000)]
-    for cursor in kept:
-        noted.add(cursor)
-        for _ in range(10):
-            noted.add(make_cursor())
-    assert {ref() for ref in noted if ref()} == set(kept)
-    assert len(noted) <= 2 * len(kept) + 20
-    kept.clear()
-    del cursor
-    gc.collect()
-    for _ in range(10_000):
-        noted.add(make_cursor())
-    assert len(noted) < 100
-
-
-def test_notes_are_dropped_by_one_thread_at_a_time() -> None:
-    noted = Noted()
-    noted._turn.clear()  # another thread has it
-    for _ in range(500):
-        noted.add(make_cursor())
-    assert len(noted) == 500
-    noted._turn.append(None)
-    noted.add(make_cursor())
-    assert len(noted) < 10
 
 
 def test_a_cursor_asks_for_attention_unless_something_else_does() -> None:

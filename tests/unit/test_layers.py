@@ -16,7 +16,7 @@ from psycopg2_pool2.store import Store
 FOLDER = Path(psycopg2_pool2.__file__).parent
 # From below: each imports from those above its own line only.
 LAYERS = [
-    {"callers", "hidden", "interruptions", "processes", "threads", "timing"},
+    {"callers", "hidden", "interruptions", "processes", "threads", "timing", "weak_list"},
     {"descriptors", "log"},
     {
         "addresses",

@@ -31,6 +31,7 @@ from psycopg2_pool2 import (
     store,
     supply,
     upkeep,
+    weak_list,
 )
 from psycopg2_pool2.store import ThreadWaiter
 from tests.support.fakes import FakeClock, FakeDriver, fake_pool
@@ -51,7 +52,7 @@ def runner() -> Iterator[Interleaver]:
     if not HAS_BYTECODES:
         pytest.skip("this Python cannot trace bytecodes")
     traced = [code for module in MODULES for code in code_of(*_classes(module))]
-    traced += code_of(steps.run_blocking, steps.take, cursors.Noted, connection.Tracked.cursor)
+    traced += code_of(steps.run_blocking, steps.take, weak_list.WeakList, connection.Tracked.cursor)
     traced += code_of(cursors.note, cursors.end, cursors._is_ended, cursors._has_class)
     # The standard library's are written in Python too, and no safer than that.
     traced += code_of(threading.Event, threading.Condition)
