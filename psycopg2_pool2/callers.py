@@ -22,9 +22,7 @@ from typing import Any
 
 _GENERATOR = 0x20 | 0x200  # inspect.CO_GENERATOR, inspect.CO_ASYNC_GENERATOR
 _OPTIMIZED = 0x1  # inspect.CO_OPTIMIZED: the variables are not a dictionary
-_OWN = frozenset(
-    f"{__package__}.{name}" for name in ("callers", "scopes", "database", "aio_database")
-)
+_OWN = __name__.partition(".")[0] + "."
 _DRIVERS_OF_BLOCKS = (
     "_pytest",
     "pluggy",
@@ -112,11 +110,11 @@ class Origin(Place):
 
 
 def outside(frame: FrameType | None = None) -> FrameType | None:
-    """Return the innermost frame that is neither the database's nor :mod:`contextlib`'s."""
+    """Return the innermost frame that is neither this package's nor :mod:`contextlib`'s."""
     frame = frame or sys._getframe(1)
     while frame is not None:
-        name = frame.f_globals.get("__name__")
-        if name not in _OWN and name != "contextlib":
+        name = frame.f_globals.get("__name__") or ""
+        if not name.startswith(_OWN) and name != "contextlib":
             return frame
         frame = frame.f_back
     return None
