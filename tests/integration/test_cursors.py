@@ -193,7 +193,7 @@ class TestLoan:
             {"debug": True},
             {"lifetime_timeout": 0},
         ],
-        ids=str,
+        ids=["session", "own-reset", "max_uses", "leak_timeout", "debug", "lifetime_timeout"],
     )
     def test_ends_with_its_cursors_whatever_the_options(
         self, make_any_pool: MakePool, options: dict[str, Any]
