@@ -5,6 +5,7 @@ import typing as _typing
 from .breaker import CircuitBreaker
 from .errors import (
     CommitUncertain,
+    ConnectionReturned,
     HostResolutionError,
     PoolClosed,
     PoolDeadlock,
@@ -36,6 +37,7 @@ __all__ = [
     "CircuitBreaker",
     "CommitUncertain",
     "ConnectionPool",
+    "ConnectionReturned",
     "EndpointStats",
     "HostResolutionError",
     "PoolClosed",

@@ -28,10 +28,12 @@ from types import CoroutineType, TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 import psycopg2
+from psycopg2 import extensions as ext
 
 from . import checks
 from .blocks import LoanBlock, TransactionBlock
 from .connector import Borrowed, Connection
+from .errors import CommitUncertain
 from .hidden import HiddenDict
 from .loans import call_site
 from .offload import Offload, finished, outcome
@@ -86,7 +88,17 @@ class AsyncLoanBlock:
     ) -> None:
         conn, self._conn = self._conn, None
         end = functools.partial(self._block.__exit__, exc_type, exc, traceback)
-        await self._pool._give_back(end, conn, False)
+        commits = exc is None and self._kind is TransactionBlock and is_in_transaction(conn)
+        try:
+            await self._pool._give_back(end, conn, False)
+        except asyncio.CancelledError as cancelled:
+            if not commits:
+                raise
+            raise cancelled from cancelled_commit()
+
+    def drop(self) -> None:
+        """Return the connection if that was not done, its loop having ended; in a worker."""
+        self._block.drop()
 
 
 def _same(name: str) -> Any:
@@ -211,7 +223,12 @@ class AsyncConnectionPool:
         return AsyncLoanBlock(self, LoanBlock, timeout)
 
     def transaction(self, timeout: float | None = POOL_DEFAULT) -> AsyncLoanBlock:
-        """Return one like :meth:`conn` that commits, or rolls back on an exception."""
+        """Return one like :meth:`conn` that commits, or rolls back on an exception.
+
+        Raises :class:`CommitUncertain` if the answer to COMMIT is lost.  A task that
+        is cancelled during the COMMIT does not learn whether it was done: the cause of
+        its ``CancelledError`` is a :class:`CommitUncertain`.  The COMMIT itself goes on.
+        """
         return AsyncLoanBlock(self, TransactionBlock, timeout)
 
     def detach(self, conn: Connection) -> Borrowed:
@@ -274,17 +291,21 @@ class AsyncConnectionPool:
         finally:
             del call  # an error's traceback refers to this frame
 
-    async def _end_on(self, conn: Connection, act: Callable[[], T]) -> T:
+    async def _end_on(self, conn: Connection, act: Callable[[], T], commits: bool = False) -> T:
         """Have a worker end a block on a connection in use by the task.
 
         If the task is cancelled meanwhile nothing can be done with the connection
-        any more: its end may not have been reached.
+        any more: its end may not have been reached.  The cause of the cancellation tells
+        so if that is the end of a transaction.
         """
+        commits = commits and is_in_transaction(conn)
         call = self._threads.submit(act)
         try:
             await finished(call)
-        except BaseException:
+        except BaseException as error:
             self._interrupt(_interruption(self.pool, conn))
+            if commits and isinstance(error, asyncio.CancelledError):
+                raise error from cancelled_commit()
             raise
         try:
             return await outcome(call)
@@ -437,6 +458,17 @@ class _Work(_Hold, Generic[T]):
                 return self._context.run(self.use, conn, self._act, *self._args)
             finally:
                 self._pool._threads.about_to_end()
+
+
+def is_in_transaction(conn: Connection) -> bool:
+    """Tell whether there is something to commit."""
+    status = getattr(conn, "get_transaction_status", lambda: None)()
+    return bool(status == ext.TRANSACTION_STATUS_INTRANS)
+
+
+def cancelled_commit() -> CommitUncertain:
+    """Return the cause of a cancellation that came while a worker was committing."""
+    return CommitUncertain("the task was cancelled during COMMIT, which may have been done or not")
 
 
 def _note_return(conn: Connection) -> None:

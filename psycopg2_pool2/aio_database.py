@@ -7,22 +7,22 @@ import contextlib
 import functools
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
-from contextlib import AbstractContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from types import TracebackType
-from typing import Any, TypeVar, overload
-
-import psycopg2
+from typing import Any, Generic, TypeVar, overload
 
 from . import statements
-from .aio import AsyncConnectionPool
+from .aio import AsyncConnectionPool, AsyncLoanBlock
+from .aio_stream import AsyncStream
 from .attempts import RETRIES, attempts
 from .connector import Borrowed, Connection
 from .database import given
-from .scopes import Scope, current_scope
+from .scopes import Outside, Scope, current_scope
 from .statements import CursorFactory, Params, Sql
 from .transactions import Transaction
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 class AsyncPooledDatabase:
@@ -40,6 +40,7 @@ class AsyncPooledDatabase:
             raise TypeError(f"pool must be an AsyncConnectionPool, not a {type(pool).__name__}")
         self.pool = pool
         self.cursor_factory = cursor_factory
+        self._outside = Outside()
 
     @classmethod
     def from_env(cls, **overrides: Any) -> AsyncPooledDatabase:
@@ -48,56 +49,67 @@ class AsyncPooledDatabase:
 
     # -- blocks ------------------------------------------------------------
 
-    @asynccontextmanager
-    async def connection(self) -> AsyncIterator[Borrowed]:
+    def connection(self) -> AsyncBlock[Borrowed]:
         """Have the block's statements use one connection; see :meth:`PooledDatabase.connection`.
 
         It is yielded for :meth:`AsyncConnectionPool.run_on` and to set its
         attributes: its own methods block.
         """
+        return AsyncBlock(self._enter_connection)
+
+    async def _enter_connection(self, stack: contextlib.AsyncExitStack) -> Borrowed:
         scope = current_scope(self)
         if scope is not None:
-            yield scope.conn
-            return
-        async with self.pool.conn() as conn, self._entered(Scope(self, conn)):
-            yield conn
+            stack.enter_context(scope.nested())
+            return scope.conn  # type: ignore[no-any-return]
+        conn = await stack.enter_async_context(self.pool.conn())
+        await stack.enter_async_context(_Entered(self.pool, Scope(self, conn)))
+        return conn
 
-    @asynccontextmanager
-    async def transaction(
+    def transaction(
         self,
         isolation_level: str | int | None = None,
         readonly: bool | None = None,
         deferrable: bool | None = None,
-    ) -> AsyncIterator[Borrowed]:
+    ) -> AsyncBlock[Borrowed]:
         """Have the block's statements be one transaction; see :meth:`PooledDatabase.transaction`.
 
         A task that is cancelled during the COMMIT does not learn whether it was
-        done.
+        done: the cause of its ``CancelledError`` is a :class:`CommitUncertain`.
         """
         characteristics = given(isolation_level, readonly, deferrable)
+        return AsyncBlock(functools.partial(self._enter_transaction, characteristics))
+
+    async def _enter_transaction(
+        self, characteristics: dict[str, Any], stack: contextlib.AsyncExitStack
+    ) -> Borrowed:
         scope = current_scope(self)
         if scope is not None:
-            async with self._by_worker(scope.conn, scope.transaction(**characteristics)):
-                yield scope.conn
-            return
-        async with (
-            self.pool.conn() as conn,
-            self._by_worker(conn, Transaction(conn, **characteristics)),
-            self._entered(Scope(self, conn, in_transaction=True)),
-        ):
-            yield conn
+            inner = stack.enter_context(scope.nested())
+            block = inner.transaction(**characteristics)
+            await stack.enter_async_context(_ByWorker(self.pool, scope.conn, block, block.commits))
+            return scope.conn  # type: ignore[no-any-return]
+        conn = await stack.enter_async_context(self.pool.conn())
+        transaction = Transaction(conn, **characteristics)
+        await stack.enter_async_context(_ByWorker(self.pool, conn, transaction))
+        await stack.enter_async_context(_Entered(self.pool, Scope(self, conn, in_transaction=True)))
+        return conn
 
-    @asynccontextmanager
-    async def cursor(self, cursor_factory: CursorFactory = None) -> AsyncIterator[AsyncCursor]:
-        """Yield a cursor: of the block's connection, else in a transaction of its own."""
+    def cursor(self, cursor_factory: CursorFactory = None) -> AsyncBlock[AsyncCursor]:
+        """Return a block of a cursor: on the block's connection, else in its own transaction."""
+        return AsyncBlock(functools.partial(self._enter_cursor, cursor_factory))
+
+    async def _enter_cursor(
+        self, cursor_factory: CursorFactory, stack: contextlib.AsyncExitStack
+    ) -> AsyncCursor:
         scope = current_scope(self)
         if scope is None:
-            async with self.transaction(), self.cursor(cursor_factory) as cursor:
-                yield cursor
-            return
+            await stack.enter_async_context(self.transaction())
+            scope = current_scope(self)
+            assert scope is not None
         factory = cursor_factory or self.cursor_factory
-        with statements.open_cursor(scope.conn, factory) as cursor:
-            yield AsyncCursor(cursor, functools.partial(self._in, scope))
+        cursor = stack.enter_context(statements.open_cursor(scope.conn, factory))
+        return AsyncCursor(cursor, functools.partial(self._in, scope))
 
     @overload
     async def run(
@@ -145,8 +157,8 @@ class AsyncPooledDatabase:
                 async with self.pool.conn() as conn:
                     with attempt.judging(conn):
                         async with (
-                            self._by_worker(conn, Transaction(conn, **characteristics)),
-                            self._entered(Scope(self, conn, in_transaction=True)),
+                            _ByWorker(self.pool, conn, Transaction(conn, **characteristics)),
+                            _Entered(self.pool, Scope(self, conn, in_transaction=True)),
                         ):
                             return await self._call(fn, conn)
         raise AssertionError("the last attempt returns or raises")
@@ -181,24 +193,15 @@ class AsyncPooledDatabase:
         all_params = seq if isinstance(seq, (list, tuple)) else list(seq)
         return await self._do(lambda conn: statements.many(conn, sql, all_params))
 
-    async def stream(
-        self, sql: Sql, params: Params = None, *, itersize: int = 2000
-    ) -> AsyncIterator[Any]:
+    def stream(self, sql: Sql, params: Params = None, *, itersize: int = 2000) -> AsyncStream:
         """Return an async iterator over the rows, of which it holds ``itersize`` at a time.
 
         See :meth:`PooledDatabase.stream`.  One that is not exhausted keeps its
-        connection until it is closed: use :func:`contextlib.aclosing`.
+        connection until it is closed, it is dropped, or the event loop ends: use
+        :func:`contextlib.aclosing`.
         """
-        async with self._scope() as scope:
-            rows = statements.Stream(sql, params, itersize, self.cursor_factory)
-            try:
-                await self._in(scope, rows.open)
-                while batch := await self._in(scope, rows.fetch):
-                    for row in batch:
-                        yield row
-            finally:
-                with contextlib.suppress(psycopg2.Error):  # the block has ended, and the cursor
-                    await self._in(scope, rows.close)
+        rows = statements.Stream(sql, params, itersize, self.cursor_factory)
+        return AsyncStream(self.pool, rows, self._enter_scope)
 
     # -- on a connection ---------------------------------------------------
 
@@ -206,6 +209,7 @@ class AsyncPooledDatabase:
         scope = current_scope(self)
         if scope is not None:
             return await self._in(scope, work)
+        self._outside.note()
         for attempt in attempts():
             with attempt:
                 return await self.pool._work(functools.partial(attempt.transact, work=work))
@@ -215,40 +219,17 @@ class AsyncPooledDatabase:
         # What only waits for its turn in the block holds nothing.
         return await self.pool._hold(lambda hold: scope.do(lambda conn: hold.use(conn, work)))
 
-    @asynccontextmanager
-    async def _scope(self) -> AsyncIterator[Scope]:
-        """Yield the block's scope, else one in a transaction of its own that is nobody's block."""
+    async def _enter_scope(
+        self, stack: contextlib.AsyncExitStack
+    ) -> tuple[Scope, AsyncLoanBlock | None]:
+        """Return the block's scope, else one in a transaction of its own that is nobody's block."""
         scope = current_scope(self)
         if scope is not None:
-            yield scope
-            return
-        async with self.pool.conn() as conn, self._by_worker(conn, Transaction(conn)):
-            yield Scope(self, conn)
-
-    @asynccontextmanager
-    async def _entered(self, scope: Scope) -> AsyncIterator[None]:
-        """Enter a scope, and leave it without blocking the loop."""
-        scope.__enter__()
-        try:
-            yield
-        finally:
-            scope.leave()
-            if not scope.end(wait=False):
-                await self.pool.run_on(scope.conn, lambda _: scope.end())
-
-    @asynccontextmanager
-    async def _by_worker(
-        self, conn: Connection, block: AbstractContextManager[Any]
-    ) -> AsyncIterator[None]:
-        """Have a worker enter and leave a block that needs the network for it."""
-        await self.pool.run_on(conn, lambda _: block.__enter__())
-        try:
-            yield
-        except BaseException as error:
-            exc_info = type(error), error, error.__traceback__
-            await self.pool._end_on(conn, lambda: block.__exit__(*exc_info))
-            raise
-        await self.pool._end_on(conn, lambda: block.__exit__(None, None, None))
+            return scope, None
+        loan = self.pool.conn()
+        conn = await stack.enter_async_context(loan)
+        await stack.enter_async_context(_ByWorker(self.pool, conn, Transaction(conn)))
+        return Scope(self, conn), loan
 
     # -- the whole ---------------------------------------------------------
 
@@ -267,6 +248,93 @@ class AsyncPooledDatabase:
         traceback: TracebackType | None,
     ) -> None:
         await self.close()
+
+
+class AsyncBlock(
+    AbstractAsyncContextManager[T_co], contextlib.AsyncContextDecorator, Generic[T_co]
+):
+    """What ``async with`` enters: blocks of the pool and the database, one in the other.
+
+    Not a generator: an event loop that ends closes every asynchronous generator,
+    those inside another that is being closed at the same time too, and logs that
+    they are running already.
+    """
+
+    def __init__(self, enter: Callable[[contextlib.AsyncExitStack], Awaitable[T_co]]) -> None:
+        self._enter = enter
+        self._stack: contextlib.AsyncExitStack | None = None
+
+    def _recreate_cm(self) -> AsyncBlock[T_co]:
+        return AsyncBlock(self._enter)  # a decorated function enters one for each call
+
+    async def __aenter__(self) -> T_co:
+        if self._stack is not None:
+            raise RuntimeError("a block can be entered once")
+        self._stack = contextlib.AsyncExitStack()
+        try:
+            return await self._enter(self._stack)
+        except BaseException as error:
+            if await self._stack.__aexit__(type(error), error, error.__traceback__):
+                raise AssertionError("no block swallows an error") from error
+            raise
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        assert self._stack is not None
+        return await self._stack.__aexit__(exc_type, exc, traceback)
+
+
+class _Entered:
+    """A scope that is entered, and left without blocking the loop."""
+
+    __slots__ = ("_pool", "_scope")
+
+    def __init__(self, pool: AsyncConnectionPool, scope: Scope) -> None:
+        self._pool = pool
+        self._scope = scope
+
+    async def __aenter__(self) -> Scope:
+        return self._scope.__enter__()
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        scope = self._scope
+        scope.leave()
+        if not scope.end(wait=False):
+            await self._pool.run_on(scope.conn, lambda _: scope.end())
+
+
+class _ByWorker:
+    """A block that a worker enters and leaves, since it needs the network for it."""
+
+    __slots__ = ("_block", "_commits", "_conn", "_pool")
+
+    def __init__(
+        self,
+        pool: AsyncConnectionPool,
+        conn: Connection,
+        block: AbstractContextManager[Any],
+        commits: bool = True,
+    ) -> None:
+        self._pool = pool
+        self._conn = conn
+        self._block = block
+        self._commits = commits
+
+    async def __aenter__(self) -> None:
+        await self._pool.run_on(self._conn, lambda _: self._block.__enter__())
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        end = functools.partial(self._block.__exit__, exc_type, exc, traceback)
+        await self._pool._end_on(self._conn, end, self._commits and exc_type is None)
 
 
 class AsyncCursor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from .commits import commit
 from .connector import Borrowed, Connection
 
 if TYPE_CHECKING:
@@ -44,12 +46,20 @@ class LoanBlock:
         conn, self._conn = self._conn, None
         self._pool._end_block(conn, self._uses, self._since, exc)
 
+    def drop(self) -> None:
+        """Return a connection that a block was left with; harmless if it was returned."""
+        conn, self._conn = self._conn, None
+        if conn is not None:
+            self._pool._end_block(conn, self._uses, self._since, GeneratorExit())
+
 
 class TransactionBlock(LoanBlock):
     """Like :class:`LoanBlock`, and commit on success, roll back on an exception.
 
     As psycopg2's own ``with conn:`` does: if the block swallows the error of a
     statement, the server rolls back at COMMIT and says nothing.
+
+    Raises :class:`CommitUncertain` if the answer to COMMIT is lost.
     """
 
     __slots__ = ()
@@ -70,7 +80,10 @@ class TransactionBlock(LoanBlock):
         traceback: TracebackType | None,
     ) -> None:
         try:
-            self._conn.__exit__(exc_type, exc, traceback)
+            if exc_type is None:
+                commit(self._conn, functools.partial(self._conn.__exit__, None, None, None))
+            else:
+                self._conn.__exit__(exc_type, exc, traceback)
         except BaseException as error:
             if exc is None or not isinstance(error, Exception):
                 exc = error

@@ -13,6 +13,7 @@ from .failures import SilenceError, WrongRoleError, is_interruption, mark
 from .guards import Guard, LocalGuard
 from .log import logger
 from .monitor import Monitor
+from .session_reset import ResetRefused
 from .sockets import owns_socket
 from .stats import Counters
 from .store import Record
@@ -99,6 +100,10 @@ class Care:
         finally:
             del error  # its traceback refers to this frame
 
+    def is_busy(self, conn: Connection) -> bool:
+        """Tell whether a statement may still be running."""
+        return self._connector.is_busy(conn)
+
     def tidy(self, conn: Connection, record: Record) -> Exception | None:
         """Clean up after a loan; return why the connection is lost or in doubt, if it is.
 
@@ -110,8 +115,8 @@ class Care:
             return psycopg2.OperationalError("the connection was lost")
         error = self._bounded(self._connector.tidy, conn, self._test_timeout)
         if error is not None:
-            # That a server has gone is told when connecting fails.
-            lost = conn.closed or isinstance(error, SilenceError)
+            # That a server has gone is told when connecting fails; a refusal has been, once.
+            lost = conn.closed or isinstance(error, (SilenceError, ResetRefused))
             logger.log(
                 logging.DEBUG if lost else logging.WARNING,
                 "pool %r: cleaning a connection failed: %s",

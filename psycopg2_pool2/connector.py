@@ -6,6 +6,7 @@ as the network lets it, which is why the pool guards and never locks around it.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import select
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import psycopg2
 from psycopg2 import extensions as ext
 
+from . import cursors
 from .arguments import ConnectArguments
 from .cancelling import cancel_request
 from .connection import Messages, Tracked, inner_connection, pooled_factory, really_close
@@ -28,6 +30,7 @@ from .hidden import clear_driver_frames
 from .interruptions import let_through, suppress
 from .log import logger
 from .proxies import LentProxy, StandIn, connect_is_mock
+from .session_reset import SessionReset
 from .sockets import shut_down
 from .targets import DEFAULT_PORT, effective
 from .timing import monotonic
@@ -62,7 +65,9 @@ DEFAULTS: Mapping[str, int] = {
 }
 """libpq settings added where the program is silent; none needs support from the server."""
 
-_settings = attrgetter("autocommit", "isolation_level", "readonly", "deferrable", "cursor_factory")
+_settings = attrgetter(
+    "autocommit", "isolation_level", "readonly", "deferrable", "cursor_factory", "encoding"
+)
 # psycopg2's own setters, which the pool is not told of.
 _set_autocommit = ext.connection.autocommit.__set__  # type: ignore[attr-defined]
 _set_cursor_factory = ext.connection.cursor_factory.__set__  # type: ignore[attr-defined]
@@ -119,6 +124,7 @@ class Connector:
         self._home = home  # the pool, where the connections' close() gives them back
         self.test_on_borrow = test
         self.reset = reset
+        self._session_reset = SessionReset()
         self._factory = pooled_factory(self._arguments.connection_factory, home is not None)
         self.parameters = self._arguments.parameters
         self.tell = self._arguments.tell
@@ -258,6 +264,9 @@ class Connector:
             raise _configure_failed("it must leave conn.notices a list")
         _forget_messages(conn)
         conn.pool_baseline = _settings(conn)
+        conn.pool_casters = conn.string_types  # the connection's own, not a copy
+        conn.pool_configured_casters = dict(conn.string_types)
+        conn.pool_configured_ids = [*map(id, conn.pool_configured_casters.values())]
         conn.pool_home = self._home
 
     def is_busy(self, conn: Connection) -> bool:
@@ -335,23 +344,41 @@ class Connector:
         if isinstance(conn, StandIn):
             conn.clean(self.reset)
             return
-        if conn.get_transaction_status() != IDLE or conn.status != ext.STATUS_READY:
-            _end_transaction(conn, "rollback")
-        if _settings(conn) != conn.pool_baseline:
-            _restore_settings(conn)
+        _end_work(conn)
+        _restore_client_side(conn, encoding_too=self.reset != "session")
+        if conn.pool_record.held:
+            self._close_held(conn)
         if callable(self.reset):
-            _call_back(self.reset, conn)
-            if conn.get_transaction_status() != IDLE:
-                _end_transaction(conn, "rollback")
-            if _settings(conn) != conn.pool_baseline:
-                _restore_settings(conn)
-            _match_encoding(conn)
+            self._call_reset(self.reset, conn)
         elif self.reset == "session":
             self._discard_session_state(conn)
         _forget_messages(conn)
 
+    def _close_held(self, conn: Connection) -> None:
+        """Close the cursors WITH HOLD of a loan; some may have gone with their transactions."""
+        names, held = [*conn.pool_record.held], conn.pool_record.held
+        if self.reset != "session":  # which closes them too
+            _close_on_server(conn, names)
+        held.difference_update(names)
+
+    def _call_reset(self, reset: Callable[[Connection], object], conn: Connection) -> None:
+        """Call the program's own function, and commit what it left open, as with ``configure``."""
+        _call_back(reset, conn)
+        if conn.closed:
+            raise psycopg2.OperationalError("the connection was lost in reset")
+        status = conn.get_transaction_status()
+        if status == INERROR:
+            raise psycopg2.ProgrammingError("reset failed: it left a failed transaction behind")
+        if status != IDLE or conn.status != ext.STATUS_READY:
+            _end_transaction(conn, "commit")
+        _match_encoding(conn)
+        _restore_client_side(conn)
+
     def _discard_session_state(self, conn: Connection) -> None:
-        _execute_alone(conn, "DISCARD ALL")
+        self._session_reset.send(
+            functools.partial(_execute_alone, conn),
+            lambda: not conn.closed and conn.get_transaction_status() == IDLE,
+        )
         _match_encoding(conn)
         # psycopg2 reads dates in this style only, and set it when it connected.
         if not (conn.get_parameter_status("DateStyle") or "ISO").startswith("ISO"):
@@ -360,6 +387,8 @@ class Connector:
             # Whether that has undone anything cannot be told: parameters of the
             # program's own, for one, are in no catalogue.
             self.prepare(conn)
+        else:
+            _restore_encoding(conn)
 
     # -- closing -----------------------------------------------------------
 
@@ -425,28 +454,36 @@ def _wrapped_again(conn: Connection) -> Any:
     return psycopg2.connect(connection_factory=lambda *_, **__: conn, **conn.get_dsn_parameters())
 
 
-def _execute(conn: Connection, sql: str) -> None:
+def _execute(conn: Connection, sql: str, *params: Any) -> Any:
     # psycopg2's own class: the user's may log, count or fetch.
-    ext.cursor(conn).execute(sql)
+    cursor = ext.cursor(conn)
+    cursor.execute(sql, *params)
+    return cursor
 
 
-def _execute_alone(conn: Connection, sql: str) -> None:
-    """Execute a statement without a BEGIN before it, in one round trip.
+def _close_on_server(conn: Connection, names: list[str]) -> None:
+    asked = "SELECT name FROM pg_catalog.pg_cursors WHERE is_holdable AND name = ANY(%s)"
+    quoted = [ext.quote_ident(name, conn) for (name,) in _execute_alone(conn, asked, [names])]
+    if quoted:
+        _execute_alone(conn, "; ".join(f"CLOSE {name}" for name in quoted))
+
+
+def _execute_alone(conn: Connection, sql: str, *params: Any) -> Any:
+    """Execute a statement without a BEGIN before it, in one round trip; return its cursor.
 
     The settings are those after ``configure``.  Outside autocommit psycopg2
     keeps the session's characteristics itself; leaving autocommit it would reset
     those that are set with a statement each, so they are put aside meanwhile.
     """
-    autocommit, *characteristics, _ = conn.pool_baseline
+    autocommit, *characteristics, _, _ = conn.pool_baseline
     if autocommit:
-        _execute(conn, sql)
-        return
+        return _execute(conn, sql, *params)
     aside = characteristics != _UNSET
     if aside:
         _set_session(conn, *_DEFAULTS)
     _set_autocommit(conn, True)
     try:
-        _execute(conn, sql)
+        return _execute(conn, sql, *params)
     finally:
         if not conn.closed:
             _set_autocommit(conn, False)
@@ -463,6 +500,42 @@ def _set_characteristics(conn: Connection, isolation: Any, readonly: Any, deferr
     )
 
 
+def has_casters_left(conn: Connection) -> bool:
+    """Tell whether type casters were registered on a connection, or replaced, since ``configure``.
+
+    It costs a truth test where ``configure`` registers none.  Others are compared by
+    their identity, since casters of the same types are equal.  A stand-in has none.
+    """
+    casters = conn.pool_casters
+    return bool(casters) and [*map(id, casters.values())] != conn.pool_configured_ids
+
+
+def restore_casters(conn: Connection) -> None:
+    """Have a connection read values as it did after ``configure``."""
+    if conn.pool_casters or conn.pool_configured_casters:
+        conn.pool_casters.clear()
+        conn.pool_casters.update(conn.pool_configured_casters)
+
+
+def _restore_client_side(conn: Connection, *, encoding_too: bool = True) -> None:
+    """Put back what psycopg2 itself keeps of a session.
+
+    A round trip is needed for the encoding alone, which the server has to know too.
+    """
+    restore_casters(conn)
+    found = _settings(conn)
+    if found[:-1] != conn.pool_baseline[:-1]:
+        _restore_settings(conn)
+    if encoding_too:
+        _restore_encoding(conn)
+
+
+def _restore_encoding(conn: Connection) -> None:
+    encoding = conn.pool_baseline[-1]
+    if conn.encoding != encoding:
+        ext.connection.set_client_encoding(conn, encoding)
+
+
 def _restore_settings(conn: Connection) -> None:
     """Put back what the borrower changed on the client's side.
 
@@ -471,7 +544,7 @@ def _restore_settings(conn: Connection) -> None:
     cleared first, or a copy that happens to be right would hide a session that
     is not.
     """
-    autocommit, isolation, readonly, deferrable, cursor_factory = conn.pool_baseline
+    autocommit, isolation, readonly, deferrable, cursor_factory, _ = conn.pool_baseline
     if not conn.autocommit:
         _set_session(conn, *_DEFAULTS)
     _set_autocommit(conn, autocommit)
@@ -493,6 +566,14 @@ def _forget_messages(conn: Connection) -> None:
     _set_notifies(conn, Messages(conn))
 
 
+def _end_work(conn: Connection) -> None:
+    """Close the cursors that only a statement can, and roll back what is open."""
+    if conn.pool_record.cursors:
+        cursors.close_the_rest(conn.pool_record)
+    if conn.get_transaction_status() != IDLE or conn.status != ext.STATUS_READY:
+        _end_transaction(conn, "rollback")
+
+
 def _end_transaction(conn: Connection, how: Literal["commit", "rollback"]) -> None:
     """End the transaction, one that psycopg2 does not know of too."""
     getattr(ext.connection, how)(conn)
@@ -504,12 +585,15 @@ def _end_transaction(conn: Connection, how: Literal["commit", "rollback"]) -> No
 
 def _call_back(callback: Callable[[Connection], object], conn: Connection) -> None:
     """Call a function of the program's with a connection; the server may be lost in it."""
+    lent, conn.pool_lent = conn.pool_lent, None  # its cursors are no borrower's
     try:
         call_back(callback, conn)
     except psycopg2.Error as error:
         if conn.closed:
             mark(error, FailureKind.CUT)
         raise
+    finally:
+        conn.pool_lent = lent
 
 
 def _configure_failed(why: str) -> psycopg2.ProgrammingError:

@@ -15,7 +15,7 @@ from . import statements
 from .attempts import RETRIES, attempts
 from .connector import Borrowed, Connection
 from .pool import ConnectionPool
-from .scopes import Scope, current_scope
+from .scopes import Outside, Scope, current_scope
 from .statements import CursorFactory, Params, Sql
 from .transactions import Transaction
 
@@ -46,6 +46,7 @@ class PooledDatabase:
             raise TypeError(f"pool must be a ConnectionPool, not a {type(pool).__name__}")
         self.pool = pool
         self.cursor_factory = cursor_factory
+        self._outside = Outside()
 
     @classmethod
     def from_env(cls, **overrides: Any) -> PooledDatabase:
@@ -64,7 +65,8 @@ class PooledDatabase:
         """
         scope = current_scope(self)
         if scope is not None:
-            yield scope.conn
+            with scope.nested():
+                yield scope.conn
             return
         with self.pool.conn() as conn, Scope(self, conn):
             yield conn
@@ -89,7 +91,7 @@ class PooledDatabase:
         characteristics = given(isolation_level, readonly, deferrable)
         scope = current_scope(self)
         if scope is not None:
-            with scope.transaction(**characteristics):
+            with scope.nested() as inner, inner.transaction(**characteristics):
                 yield scope.conn
             return
         # The scope ends before the COMMIT: what a thread that the block started
@@ -204,6 +206,7 @@ class PooledDatabase:
         scope = current_scope(self)
         if scope is not None:
             return scope.do(work)
+        self._outside.note()
         for attempt in attempts():
             with attempt, self.pool.conn() as conn:
                 return attempt.transact(conn, work)

@@ -15,14 +15,16 @@ from typing import Any
 from .care import Care
 from .connection import Tracked
 from .connector import Connection
+from .cursors import end as end_cursors
 from .errors import PoolClosed, PoolError, PoolExhausted, PoolTimeout, TooManyRequests
 from .failure_kinds import FailureKind
 from .failures import classify, copy_error, is_interruption
+from .handles import LoanHandle, record_of, told_of, unwrapped
 from .keyed import KeyedLoans
 from .loans import Loan, borrower, call_site
 from .log import logger
 from .options import PoolOptions
-from .proxies import find_record
+from .proxies import StandIn, find_record
 from .report import Report
 from .stats import Counters
 from .steps import Steps, run_blocking
@@ -83,6 +85,7 @@ class Desk:
         self._tests_always = options.test_on_borrow is not False and not options.test_idle_after
         self._test_timeout = options.test_timeout
         self._tracks_loans = options.tracks_loans
+        self._lends_plainly = not options.debug
         #: Whether a hang-up marks the connection, so that it need not be probed.
         self.watched = supply.watches
         # Whether a thread that waits has nothing to do before its first pause.
@@ -113,7 +116,7 @@ class Desk:
             self._tell_wait(conn, started)
         if self._tracks_loans:
             self._note_loan(conn, Loan(self._clock()))
-        return conn if conn.pool_proxy is None else conn.pool_proxy.hand_out(conn)
+        return conn if conn.pool_proxy is None and self._lends_plainly else self._hand_out(conn)
 
     def lending(self, timeout: float | None, make_waiter: MakeWaiter) -> Steps[Connection]:
         """Do in steps what :meth:`lend` does; ``make_waiter`` is called if there is a wait."""
@@ -133,7 +136,14 @@ class Desk:
             self._tell_wait(conn, deadline.started)
         if loan is not None:
             self._note_loan(conn, loan)
-        return conn if conn.pool_proxy is None else conn.pool_proxy.hand_out(conn)
+        return conn if conn.pool_proxy is None and self._lends_plainly else self._hand_out(conn)
+
+    def _hand_out(self, conn: Connection) -> Connection:
+        """Return what is lent in a connection's place."""
+        lent = conn if conn.pool_proxy is None else conn.pool_proxy.hand_out(conn)
+        if self._lends_plainly or isinstance(conn, StandIn):
+            return lent
+        return LoanHandle(lent, conn.pool_record)
 
     def _count_failure(self, error: BaseException) -> None:
         self._counters.add("requests_errors")
@@ -463,8 +473,10 @@ class Desk:
             self._observers.used(seconds)
 
     def _take_back(self, conn: Connection, record: Record, close: bool) -> None:
-        record.attention = False  # before the reasons are read
+        record.attention = record.touched = False  # before the reasons are read
         try:
+            if record.cursors and not self._care.is_busy(conn):
+                end_cursors(record)
             self._end_loan(record)
             worthy = not close and self._is_worth_keeping(record)
             fault = self._care.tidy(conn, record) if worthy else None
@@ -495,12 +507,19 @@ class Desk:
 
     def detach(self, lent: Connection, record: Record) -> None:
         """Strike a connection that the pool has claimed out of the books."""
-        conn = record.item()
+        loan = record.loan
+        lent = unwrapped(lent)
+        conn = lent if issubclass(type(lent), Tracked) else record.item()
         record.uses += 1
+        if conn is not None:
+            conn.pool_lent = None
+        record.cursors.clear()
+        record.held.clear()
         self._supply.unwatch(lent if conn is None else conn)
         self._counters.add("connections_detached")
         self._supply.release(record)
         self._end_loan(record)  # last: it may log
+        record.loan = loan  # which does not end: its handle goes on working
 
     def _end_loan(self, record: Record) -> None:
         if record.key is not None:
@@ -533,11 +552,10 @@ class Desk:
 
     def refuse(self, conn: object) -> PoolError:
         """Return the error for a connection that is not in use here."""
-        record = getattr(conn, "pool_record", None)
+        record = record_of(conn) or getattr(conn, "pool_record", None)
         known = isinstance(record, Record) and record in self._store.all_records()
         why = "it was returned before" if known else "it does not, or no longer, belong here"
-        loan = record.last_loan if known and record is not None else None
-        where = f"; borrowed at:\n{loan.site}\nand returned at:\n{loan.returned}" if loan else ""
+        where = told_of(conn, record) if known else ""
         return PoolError(f"trying to put unkeyed connection: {why}: pool {self._name!r}{where}")
 
 
@@ -547,6 +565,7 @@ def _known_waiter(patient: bool) -> ThreadWaiter[Connection]:
 
 def _taken_in(lent: Connection, record: Record) -> Connection:
     """Return the pool's connection of a borrower's that has come back, or stands for it."""
+    lent = unwrapped(lent)
     conn: Connection = lent if issubclass(type(lent), Tracked) else record.item()
     if conn is None:
         return lent

@@ -41,6 +41,15 @@ class PoolClosed(PoolError):
     """The pool is closed."""
 
 
+class ConnectionReturned(PoolError, psycopg2.InterfaceError):
+    """A borrower used a connection, or returned it again, after it had returned it.
+
+    Of a connection that is not lent to anybody this is what ``cursor()`` raises;
+    with ``debug=True`` whatever acts on one that a borrower has returned does,
+    and its text names the places.
+    """
+
+
 class PoolDeadlock(PoolError):
     """Every connection is held by somebody who waits for another one.
 
@@ -61,5 +70,13 @@ class HostResolutionError(PoolError, psycopg2.OperationalError):
 class CommitUncertain(PoolError, psycopg2.OperationalError):
     """The connection was lost during COMMIT, and nobody can say whether it was done.
 
-    Never retried.  ``__cause__`` is psycopg2's error.
+    Raised by every ``transaction()`` block, by :meth:`PooledDatabase.run
+    <psycopg2_pool2.PooledDatabase.run>` and its like, and by ``commit()`` and ``with
+    conn:`` of a pool's connection.  Never retried here; do not answer it with "try
+    again" either, unless doing it twice is harmless.  An error with which the server
+    *refuses* COMMIT, such as a violated constraint, is raised as it is: then nothing was
+    done.  ``__cause__`` is psycopg2's error.
+
+    A task that is cancelled during COMMIT gets its ``CancelledError``, whose
+    ``__cause__`` is this.
     """

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import psycopg2
 
-from .errors import HostResolutionError
+from .errors import CommitUncertain, HostResolutionError
 from .failure_kinds import FailureKind, is_answer, of_sqlstate, recognise
 from .interruptions import raised_by_handler
 
@@ -128,4 +128,6 @@ def says_lost(error: BaseException) -> bool:
     connection tells.
     """
     pgcode = getattr(error, "pgcode", None)
+    if isinstance(error, CommitUncertain):
+        return True
     return isinstance(error, psycopg2.Error) and bool(pgcode and re.fullmatch(_LOST, pgcode))

@@ -22,11 +22,14 @@ from .blocks import LoanBlock, TransactionBlock
 from .breaker import CircuitBreaker
 from .care import Care
 from .connection import Tracked
-from .connector import Borrowed, Connection, Connector, Reset, Test
+from .connector import Borrowed, Connection, Connector, Reset, Test, has_casters_left
+from .cursors import CURSORS
+from .cursors import end as end_cursors
 from .desk import Desk, MakeWaiter
 from .endpoints import Endpoints
 from .errors import PoolClosed, PoolError
 from .failures import says_lost
+from .handles import unwrapped
 from .hidden import hidden
 from .monitor import Monitor, get_monitor
 from .observers import Observer, Observers
@@ -103,9 +106,12 @@ class ConnectionPool:
         it leaves open is committed.  If it raises, another connection is tried
         until the borrower's time is over, which then gets that error as it is.
     ``reset``
-        What is done on return beside ROLLBACK and putting psycopg2's settings
-        back.  ``"session"``: DISCARD ALL.  A callable gets the connection; if it
-        raises, the connection is closed and the error logged.
+        What is done on return beside ROLLBACK and putting back what psycopg2 keeps:
+        its settings, type casters, the encoding.  None: what was committed in the
+        session on the server, such as a role, stays for the next borrower.
+        ``"session"``: DISCARD ALL.  A callable gets the connection; a transaction
+        that it leaves open is committed; if it raises, the connection is closed and
+        the error logged.
     ``connect_params``
         Called at every connect; returns keywords that are merged over
         ``connect_kwargs``.
@@ -115,7 +121,9 @@ class ConnectionPool:
         Have the connections' ``close()`` give them back.
     ``debug``
         Remember who borrowed what where, tell it in errors, and raise
-        :class:`PoolDeadlock`.
+        :class:`PoolDeadlock`.  What is lent is an object for each loan that
+        stands for the connection; it raises :class:`ConnectionReturned` when it
+        is used after its return.
     ``num_workers``
         How many connections to open at once.  0: use no thread, do everything
         at borrow and return.
@@ -400,11 +408,12 @@ class ConnectionPool:
     def putconn(self, conn: Connection, key: Hashable | None = None, close: bool = False) -> None:
         """Give a borrowed connection back; with ``close`` it is closed.
 
-        A transaction that is open is rolled back.  A connection that is lost, or
-        in the middle of something, is closed: never an error.  Costs nothing on
-        the network when no transaction is open, one round trip otherwise, and
-        one more with ``reset="session"``.  ``key`` is accepted for psycopg2's
-        sake; the pool knows it.
+        Its cursors are closed, and a transaction that is open is rolled back.  A
+        connection that is lost, or in the middle of something, is closed: never an
+        error.  Costs nothing on the network when no transaction is open, one
+        round trip otherwise, and one more with ``reset="session"`` or after
+        ``set_client_encoding()``.  ``key`` is accepted for psycopg2's sake; the
+        pool knows it.
 
         Raises :class:`PoolError` for a connection that is not in use, such as
         one of another pool or one that was returned before.
@@ -423,7 +432,12 @@ class ConnectionPool:
             or self._decides_at_return
             or conn.get_transaction_status()
             or conn.status != STATUS_READY
-        ):
+            # As has_casters_left, written out.
+            or (
+                conn.pool_casters
+                and [*map(id, conn.pool_casters.values())] != conn.pool_configured_ids
+            )
+        ) and self._needs_care(conn, record, close):
             has_ended = has_stopped_others() or self._notice_fork()
             if not (has_ended or (record.retired and _is_inherited(conn))):
                 self._desk.take_back(conn, record, close)
@@ -431,6 +445,30 @@ class ConnectionPool:
             leftovers = self._give_back(conn, record)
             if leftovers:
                 self._supply.close_all(leftovers)
+
+    def _needs_care(self, conn: Connection, record: Record, close: bool) -> bool:
+        """Tell whether a connection that comes back needs more than that its cursors are ended.
+
+        If not, that is done.
+        """
+        if (
+            record.attention != CURSORS
+            or close
+            or self._decides_at_return
+            or conn.get_transaction_status()
+            or conn.status != STATUS_READY
+            or has_casters_left(conn)
+        ):
+            return True
+        record.attention = False  # before the reasons are read
+        return (
+            not end_cursors(record)
+            or record.touched
+            or record.retired
+            or record.hung_up
+            or record.suspect
+            or record.key is not None
+        )
 
     def _putconn_by_proxy(self, lent: Any, close: bool) -> None:
         """Take back what does not lead to its record, such as a mock; raise if it is not in use."""
@@ -457,9 +495,10 @@ class ConnectionPool:
             or conn is None
             or not (
                 self._decides_at_return
-                or record.attention
+                or record.attention not in (False, CURSORS)
                 or conn.get_transaction_status()
                 or conn.status != STATUS_READY
+                or has_casters_left(conn)
             )
         )
 
@@ -473,7 +512,7 @@ class ConnectionPool:
         This process may only have inherited it, or the pool has struck it out,
         since its descriptor was closed.
         """
-        if not _is_inherited(conn) and owns_socket(conn):
+        if not _is_inherited(conn) and owns_socket(unwrapped(conn)):
             raise self._desk.refuse(conn)
 
     def conn(self, timeout: float | None = POOL_DEFAULT) -> LoanBlock:
@@ -485,13 +524,17 @@ class ConnectionPool:
         return LoanBlock(self, timeout)
 
     def transaction(self, timeout: float | None = POOL_DEFAULT) -> TransactionBlock:
-        """Return a context manager like :meth:`conn`: commits, or rolls back on an exception."""
+        """Return a context manager like :meth:`conn`: commits, or rolls back on an exception.
+
+        Raises :class:`CommitUncertain` if the answer to COMMIT is lost.
+        """
         return TransactionBlock(self, timeout)
 
     def _end_block(
         self, conn: Connection, uses: int, since: float, error: BaseException | None
     ) -> None:
         """Return the connection of a ``with`` block, unless it was detached or inherited."""
+        conn = unwrapped(conn)
         record: Any = getattr(conn, "pool_record", None)
         if has_stopped_others() or _is_inherited(conn):
             return
@@ -499,7 +542,9 @@ class ConnectionPool:
         if record in self._store.lent and record.uses == uses:
             lost = error is not None and says_lost(error)
             if error is not None:
-                record.attention = True  # to be looked at: the server may have lost its role
+                record.touched = record.attention = (
+                    True  # to be looked at: the server may have lost its role
+                )
             self.putconn(conn, close=lost)
             if lost:
                 self._upkeep.suspect_all()

@@ -100,7 +100,11 @@ class StandIn:
         "_is_closed",
         "pool_baseline",
         "pool_cancel_request",
+        "pool_casters",
+        "pool_configured_casters",
+        "pool_configured_ids",
         "pool_home",
+        "pool_lent",
         "pool_pid",
         "pool_proxy",
         "pool_record",
@@ -114,6 +118,8 @@ class StandIn:
             name = type(foreign).__name__
             raise TypeError(f"psycopg2.connect was replaced and returned no connection: a {name}")
         self.pool_baseline = self.pool_cancel_request = self.pool_home = None
+        self.pool_lent = None
+        self.pool_casters = self.pool_configured_casters = self.pool_configured_ids = None
         self.pool_pid = os.getpid()
         self._is_closed = False
         self.pool_proxy = _LentForeign(foreign)
@@ -163,11 +169,13 @@ class StandIn:
             test(self._foreign)
 
     def clean(self, reset: Any) -> None:
-        """Roll back unless it is idle, and call ``reset`` if it is the program's own function."""
+        """Roll back unless it is idle, call ``reset`` if it is the program's own, and commit it."""
         if self._is_in_transaction():
             self._foreign.rollback()
         if callable(reset):
             reset(self._foreign)
+            if self._is_in_transaction():
+                self._foreign.commit()
 
     def _is_in_transaction(self) -> bool:
         # A mock that says nothing of `closed` was not made for such questions.

@@ -62,9 +62,9 @@ def many(conn: Connection, sql: Sql, all_params: Iterable[Params]) -> int:
 
     ``INSERT ... VALUES (...)`` is sent for many rows at once.
     """
-    text = sql.as_string(conn) if hasattr(sql, "as_string") else sql
-    parts = _VALUES.match(text) if isinstance(text, str) else None
     with conn.cursor() as cursor:
+        text = sql.as_string(cursor) if hasattr(sql, "as_string") else sql
+        parts = _VALUES.match(text) if isinstance(text, str) else None
         if parts is None:
             return sum(_affected(cursor, text, params) for params in all_params)
         into = f"{parts['before']}%s{parts['after']}"

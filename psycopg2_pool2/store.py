@@ -107,6 +107,7 @@ from .errors import PoolClosed, PoolExhausted, TooManyRequests
 from .processes import ThisProcess
 from .steps import Pause
 from .timing import Clock
+from .weak_list import WeakList
 
 
 class Record(weakref.ref[Any]):
@@ -118,10 +119,12 @@ class Record(weakref.ref[Any]):
     """
 
     __slots__ = (
-        "attention",  # look at the reasons below before it is lent or kept
+        "attention",  # look at the reasons below before it is lent or kept; see cursors.py
         "born",
+        "cursors",  # references to those of its loan
         "endpoint",  # where it leads to
         "expires_at",
+        "held",  # the names of cursors that outlive their transactions
         "hung_up",  # its socket was closed, by the server or by the program
         "idle_since",
         "key",  # the borrower's, in psycopg2's manner
@@ -131,14 +134,17 @@ class Record(weakref.ref[Any]):
         "retired",  # close it rather than lend it again
         "suspect",  # test it before it is lent again
         "token",  # shared with the connection for as long as that exists
+        "touched",  # the program may have changed its settings
         "uses",
         "verified_until",  # by the monotonic clock: its socket's number was its own just before
     )
 
-    attention: bool
+    attention: int
     born: float
+    cursors: WeakList
     endpoint: Any
     expires_at: float
+    held: set[str]
     hung_up: bool
     idle_since: float
     key: Any
@@ -148,6 +154,7 @@ class Record(weakref.ref[Any]):
     retired: bool
     suspect: bool
     token: object
+    touched: bool
     uses: int
     verified_until: float
 
@@ -158,13 +165,15 @@ class Record(weakref.ref[Any]):
 
     def __init__(self, item: Any, callback: Callable[[Record], None], now: float) -> None:
         super().__init__(item, callback)  # type: ignore[call-arg]
-        self.attention = self.hung_up = self.retired = self.suspect = False
+        self.attention = self.hung_up = self.retired = self.suspect = self.touched = False
         self.born = self.idle_since = now
         self.endpoint = self.key = self.loan = self.last_loan = self.lent_at = None
         self.expires_at = math.inf
         self.token = object()  # which the collector does not know of, and nobody refers to weakly
         self.verified_until = -math.inf
         self.uses = 0
+        self.cursors = WeakList()
+        self.held = set()
         hash(self)  # kept from now on: a dead referent could not be hashed
 
     def is_shared(self) -> bool:

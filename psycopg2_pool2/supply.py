@@ -260,6 +260,7 @@ class Supply:
     ) -> None:
         record = self._store.admit(permit, conn)
         record.endpoint = endpoint
+        conn.pool_lent = self._store.lent
         if is_outdated:  # it was begun before a drain
             record.retired = record.attention = True
 

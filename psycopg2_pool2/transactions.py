@@ -11,8 +11,8 @@ import psycopg2
 import psycopg2.errors
 from psycopg2 import extensions as ext
 
+from .commits import commit
 from .connector import INERROR, Connection
-from .errors import CommitUncertain
 from .failures import says_lost
 
 _numbers = itertools.count(1)
@@ -69,15 +69,7 @@ class Transaction:
             )
         if conn.closed:
             raise psycopg2.OperationalError("the connection was lost before COMMIT")
-        try:
-            conn.__exit__(None, None, None)
-        except psycopg2.Error as error:
-            if is_lost(conn, error):
-                raise CommitUncertain(
-                    "the connection was lost during COMMIT, which may have been done or not:"
-                    f" {error}"
-                ) from error
-            raise
+        commit(conn, lambda: conn.__exit__(None, None, None))
 
 
 class Savepoint:

@@ -28,7 +28,10 @@ pool = ConnectionPool.from_env(minconn=0, maxconn=1, timeout=10)
     acks_late=True,
 )
 def add_message(message_id, body):
-    """Store a message, once: the caller chooses its id, so that a retry does no harm."""
+    """Store a message, once: the caller chooses its id, so that a retry does no harm.
+
+    Not even after CommitUncertain, which is an OperationalError.
+    """
     with pool.transaction() as conn, conn.cursor() as cursor:
         cursor.execute(
             "INSERT INTO message (id, body) VALUES (%s, %s) ON CONFLICT DO NOTHING",

@@ -9,13 +9,14 @@ Run it::
 
 from contextlib import asynccontextmanager
 from typing import Annotated
+from uuid import UUID, uuid4
 
 import psycopg2
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
-from psycopg2_pool2 import AsyncConnectionPool, ConnectionPool, PoolError
+from psycopg2_pool2 import AsyncConnectionPool, CommitUncertain, ConnectionPool, PoolError
 
 
 @asynccontextmanager
@@ -49,8 +50,9 @@ Pool = Annotated[ConnectionPool, Depends(get_pool)]
 
 
 class Message(BaseModel):
-    """What somebody has to say."""
+    """What somebody has to say; a client that may have to send it again chooses the id."""
 
+    id: UUID = Field(default_factory=uuid4)
     body: str
 
 
@@ -69,15 +71,25 @@ async def list_messages(pool: AsyncPool) -> list[str]:
 
 @app.post("/messages", status_code=201)
 def add_message(pool: Pool, message: Message) -> dict[str, str]:
-    """Store a message."""
+    """Store a message, once."""
     with pool.transaction() as conn, conn.cursor() as cursor:
-        cursor.execute("INSERT INTO message (body) VALUES (%s) RETURNING id", (message.body,))
-        return {"id": cursor.fetchone()[0]}
+        cursor.execute(
+            "INSERT INTO message (id, body) VALUES (%s, %s) ON CONFLICT DO NOTHING",
+            (str(message.id), message.body),
+        )
+    return {"id": str(message.id)}
+
+
+@app.exception_handler(CommitUncertain)
+async def unknown(_request: Request, _error: Exception) -> JSONResponse:
+    """Answer when nobody can know whether it was done; 503 would invite to do it twice."""
+    error = "it may have been done or not: repeat it only with the same id"
+    return JSONResponse({"error": error}, 500)
 
 
 @app.exception_handler(psycopg2.OperationalError)
 @app.exception_handler(psycopg2.InterfaceError)
 @app.exception_handler(PoolError)
 async def unavailable(_request: Request, _error: Exception) -> JSONResponse:
-    """Answer while there is no connection, or when one was lost."""
+    """Answer while there is no connection, or when one was lost: nothing was done."""
     return JSONResponse({"error": "the database is not available, try again"}, 503)

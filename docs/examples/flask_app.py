@@ -8,10 +8,12 @@ Run it, for trying out and in earnest::
     gunicorn --workers 2 --threads 8 'flask_app:create_app()'
 """
 
+import uuid
+
 import psycopg2
 from flask import Blueprint, Flask, current_app, g, request
 
-from psycopg2_pool2 import ConnectionPool, PoolError
+from psycopg2_pool2 import CommitUncertain, ConnectionPool, PoolError
 
 messages = Blueprint("messages", __name__)
 
@@ -40,21 +42,27 @@ def list_messages():
 
 @messages.post("/messages")
 def add_message():
-    """Store a message."""
-    with get_conn().cursor() as cursor:
+    """Store a message, once: a client that may have to send it again chooses its id."""
+    message_id = str(uuid.UUID(request.json["id"]) if "id" in request.json else uuid.uuid4())
+    with get_conn() as conn, conn.cursor() as cursor:  # commits at its end
         cursor.execute(
-            "INSERT INTO message (body) VALUES (%s) RETURNING id", (request.json["body"],)
+            "INSERT INTO message (id, body) VALUES (%s, %s) ON CONFLICT DO NOTHING",
+            (message_id, request.json["body"]),
         )
-        (message_id,) = cursor.fetchone()
-    get_conn().commit()
     return {"id": message_id}, 201
+
+
+@messages.app_errorhandler(CommitUncertain)
+def unknown(_error):
+    """Answer when nobody can know whether it was done; 503 would invite to do it twice."""
+    return {"error": "it may have been done or not: repeat it only with the same id"}, 500
 
 
 @messages.app_errorhandler(psycopg2.OperationalError)
 @messages.app_errorhandler(psycopg2.InterfaceError)
 @messages.app_errorhandler(PoolError)
 def unavailable(_error):
-    """Answer while there is no connection, or when one was lost."""
+    """Answer while there is no connection, or when one was lost: nothing was done."""
     return {"error": "the database is not available, try again"}, 503
 
 

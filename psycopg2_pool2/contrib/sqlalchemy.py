@@ -16,12 +16,13 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection
 from sqlalchemy.pool.base import _ConnectionRecord
 
-from ..connector import ACTIVE, UNKNOWN, Connection
+from ..connector import ACTIVE, UNKNOWN, Connection, restore_casters
 from ..errors import PoolDeadlock, PoolError, PoolExhausted, PoolTimeout, TooManyRequests
+from ..handles import unwrapped
 from ..pool import ConnectionPool
 
 _URL = "postgresql+psycopg2://"
-# In the order of the pool's own baseline.
+# In the order of the pool's own baseline; the encoding comes after them.
 _SETTINGS = ("autocommit", "isolation_level", "readonly", "deferrable", "cursor_factory")
 _settings = attrgetter(*_SETTINGS)
 # To SQLAlchemy, all these are time-outs of its pool.
@@ -42,7 +43,11 @@ def create_engine(pool: ConnectionPool, **engine_options: Any) -> Engine:
 
     ``engine_options`` are those of :func:`sqlalchemy.create_engine` that do not
     say how connections are made or kept: that is the pool's business.  Several
-    engines may use one pool, beside other borrowers.  The pool is yours:
+    engines may use one pool, beside other borrowers: what an engine registers or
+    sets on a connection (``json_deserializer``, ``use_native_hstore``,
+    ``client_encoding``) holds in its own loans.  An engine's ``client_encoding``, if
+    it differs from the pool's, costs two round trips for each loan; the pool's
+    own costs nothing.  The pool is yours:
     ``engine.dispose()`` has its connections replaced as
     :meth:`psycopg2_pool2.ConnectionPool.drain` does, and nothing but you closes it.
 
@@ -107,6 +112,8 @@ class EnginePool(Pool):
         if conn is not None:  # else it was invalidated, or detached
             record.dbapi_connection = None
             self._records[conn] = record
+            if getattr(conn, "pool_casters", None):
+                restore_casters(conn)  # here, so that the pool has nothing to clean
             self._lender.putconn(conn, close=is_stale)
 
     def _close_connection(self, connection: Connection, *, terminate: bool = False) -> None:
@@ -141,7 +148,7 @@ class EnginePool(Pool):
 
     def _borrow(self) -> Connection:
         try:
-            return self._lender.getconn()
+            return unwrapped(self._lender.getconn())  # what SQLAlchemy lends is a loan's own object
         except _NONE_TO_BE_HAD as error:
             if isinstance(error.__cause__, psycopg2.OperationalError):
                 # The server is to blame: SQLAlchemy wraps this as it does when it connects itself.
@@ -176,21 +183,39 @@ class _Record(_ConnectionRecord):
         super().__init__(pool, connect=False)
         self.borrowed = conn
         self._settings: dict[str, Any] = {}
+        self._casters: dict[int, Any] = {}
+        self._encoding: str | None = None
 
     def get_connection(self) -> Any:
-        """Return the connection, with the settings that the ``connect`` handlers made.
+        """Return the connection, with what the ``connect`` handlers set and registered.
 
         The pool puts its own back on every return.
         """
         is_new = self.dbapi_connection is None
         conn: Any = super().get_connection()
         if is_new:
-            made = zip(_SETTINGS, conn.pool_baseline, _settings(conn), strict=True)
-            self._settings = {name: value for name, before, value in made if value != before}
+            self._remember(conn)
         else:
-            for name, value in self._settings.items():
-                setattr(conn, name, value)
+            self._apply(conn)
         return conn
+
+    def _remember(self, conn: Any) -> None:
+        *before, encoding = conn.pool_baseline
+        made = zip(_SETTINGS, before, _settings(conn), strict=True)
+        self._settings = {name: value for name, before, value in made if value != before}
+        configured = conn.pool_configured_casters or {}
+        casters = (conn.pool_casters or {}).items()
+        # By identity: casters of the same types are equal.
+        self._casters = {oid: made for oid, made in casters if made is not configured.get(oid)}
+        self._encoding = None if conn.encoding == encoding else conn.encoding
+
+    def _apply(self, conn: Any) -> None:
+        if self._encoding is not None:
+            conn.set_client_encoding(self._encoding)
+        for name, value in self._settings.items():
+            setattr(conn, name, value)
+        if self._casters:
+            conn.pool_casters.update(self._casters)
 
 
 def _is_in_doubt(conn: Connection) -> bool:

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
+from ..connection import Tracked
 from ..connector import Connection
 from ..options import PoolOptions
 from ..pool import ConnectionPool
@@ -67,7 +68,8 @@ class Sandbox:
 
     def _class(self, made: type) -> type:
         if made not in self._classes:
-            body = {"__slots__": (), "_sandbox": self}
+            # Tracked.cursor asks the next class, which is LentConnection.
+            body = {"__slots__": (), "_sandbox": self, "cursor": Tracked.cursor}
             self._classes[made] = type(made.__name__, (made, LentConnection), body)
         return self._classes[made]
 

@@ -175,7 +175,7 @@ def test_stream(run: Callable[[Test], None]) -> None:
 
     async def test(db: AsyncPooledDatabase) -> None:
         assert [n async for (n,) in db.stream(query, itersize=4)] == list(range(1, 11))
-        async with aclosing(db.stream(query, itersize=2)) as stream:  # type: ignore[type-var]
+        async with aclosing(db.stream(query, itersize=2)) as stream:
             assert await anext(stream) == (1,)
             assert db.pool.stats().in_use == 1
             assert await db.fetch_val("SELECT 1") == 1  # on another: it is nobody's block

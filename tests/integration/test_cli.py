@@ -159,6 +159,20 @@ def hasty(server: Server) -> Iterator[str]:
     server.execute("DROP ROLE hasty")
 
 
+@pytest.fixture
+def secured(server: Server) -> Iterator[Server]:
+    """Make a table with row-level security and no policy yet."""
+    server.execute('CREATE TABLE note (n int, owner text, "user" text)')
+    server.execute("ALTER TABLE note ENABLE ROW LEVEL SECURITY")
+    server.execute(
+        "CREATE FUNCTION my_tenant() RETURNS text LANGUAGE sql STABLE AS"
+        " $$ SELECT current_setting('app.tenant', true) $$"
+    )
+    yield server
+    server.execute("DROP TABLE note")
+    server.execute("DROP FUNCTION my_tenant")
+
+
 class TestDoctor:
     def test_tells_what_a_server_is_and_allows(self, server: Server) -> None:
         status, found = doctor(server.dsn)
@@ -240,6 +254,46 @@ class TestDoctor:
         tls = found["endpoints"][0]["server"]["tls"]
         assert re.fullmatch(r"TLSv1\.[23]", tls["version"])
         assert "AES" in tls["cipher"] or "CHACHA" in tls["cipher"]
+
+    @pytest.mark.parametrize(
+        ("policy", "reads"),
+        [
+            ("USING (owner = current_setting('app.tenant', true))", "current_setting"),
+            ("WITH CHECK (owner = current_setting('app.tenant'))", "current_setting"),
+            ("USING (owner = current_user)", "current_user"),
+            ("USING (owner = session_user)", "session_user"),
+            ("USING (owner = my_tenant())", "current_setting"),
+        ],
+    )
+    def test_warns_of_policies_that_depend_on_the_session(
+        self, secured: Server, pgbouncer: MakePgBouncer, policy: str, reads: str
+    ) -> None:
+        secured.execute(f"CREATE POLICY mine ON note {policy}")
+        status, found = doctor(secured.dsn)
+        [endpoint] = found["endpoints"]
+        assert endpoint["server"]["policies"] == [{"table": "note", "name": "mine", "reads": reads}]
+        [told] = [f for f in found["findings"] if f["about"] == "row-level security"]
+        assert (status, told["severity"]) == (0, "advice")
+        assert f"mine on note reads {reads}" in told["text"]
+        assert 'reset="session"' in told["text"]
+        shown = run("doctor", secured.dsn).stdout
+        assert "row-level security depends on the session" in shown
+        _, through = doctor(pgbouncer(secured).dsn)
+        [told] = [f for f in through["findings"] if f["about"] == "row-level security"]
+        assert "SET LOCAL" in told["text"]
+        assert "reset" not in told["text"]
+
+    @pytest.mark.parametrize("policy", ["USING (n > 0)", "USING (\"user\" = 'ann')"])
+    def test_does_not_mind_other_policies(self, secured: Server, policy: str) -> None:
+        secured.execute(f"CREATE POLICY mine ON note {policy}")
+        _, found = doctor(secured.dsn)
+        assert "row-level security" not in [f["about"] for f in found["findings"]]
+
+    def test_does_not_mind_policies_that_are_not_in_force(self, secured: Server) -> None:
+        secured.execute("CREATE POLICY mine ON note USING (owner = current_user)")
+        secured.execute("ALTER TABLE note DISABLE ROW LEVEL SECURITY")
+        _, found = doctor(secured.dsn)
+        assert "row-level security" not in [f["about"] for f in found["findings"]]
 
     def test_finds_a_pooler(self, pgbouncer: MakePgBouncer) -> None:
         _, found = doctor(pgbouncer().dsn)

@@ -18,6 +18,7 @@ from django.db.backends.signals import connection_created
 from django.test import override_settings
 from psycopg2.extensions import ISOLATION_LEVEL_SERIALIZABLE, TRANSACTION_STATUS_IDLE
 
+from psycopg2_pool2 import CommitUncertain
 from psycopg2_pool2.contrib.embedded import Server
 from tests.support.pools import assert_whole, end_sessions
 from tests.support.servers import StatementLog
@@ -271,3 +272,18 @@ class TestAtomic:
         assert accounts().count() == 0
         connection.close()
         assert_whole(pool)
+
+    def test_whose_commit_is_uncertain_says_so_in_the_cause(self, site: Site) -> None:
+        site.set_up(pool={"minconn": 0})
+        ends_at_commit = """
+            CREATE FUNCTION pg_temp.die() RETURNS trigger LANGUAGE plpgsql AS
+                $$ BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NULL; END $$;
+            CREATE TEMP TABLE deadly (id int);
+            CREATE CONSTRAINT TRIGGER die AFTER INSERT ON deadly DEFERRABLE INITIALLY DEFERRED
+                FOR EACH ROW EXECUTE FUNCTION pg_temp.die();
+            INSERT INTO deadly VALUES (1)
+        """
+        with pytest.raises(OperationalError) as raised, transaction.atomic():
+            ask(ends_at_commit)
+        assert isinstance(raised.value.__cause__, CommitUncertain)
+        connection.close()

@@ -10,6 +10,7 @@ from typing import Any
 
 import psycopg2
 import pytest
+from psycopg2 import extras
 from sqlalchemy import create_engine as sqlalchemy_create_engine
 from sqlalchemy import engine_from_config, event, exc, text
 from sqlalchemy.engine import Connection, Engine
@@ -25,6 +26,7 @@ from tests.support.waiting import wait_until
 
 QUESTION = text("SELECT 40 + 2")
 TEST = "SELECT 1"
+AN_HSTORE = """'"a"=>"1"'::hstore"""
 
 
 @pytest.fixture
@@ -39,6 +41,14 @@ def pool(make_pool: MakePool) -> Iterator[ConnectionPool]:
 @pytest.fixture
 def engine(pool: ConnectionPool) -> Engine:
     return create_engine(pool)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hstore(server: Server) -> Iterator[None]:
+    """Make what looks like the type of the extension, which may not be installed."""
+    server.execute("""CREATE TYPE hstore AS ENUM ('"a"=>"1"')""")
+    yield
+    server.execute("DROP TYPE hstore")
 
 
 @pytest.fixture
@@ -429,6 +439,62 @@ class TestSettings:
                     pids.add(pid(connection))
         assert len(pids) == 1
         assert_whole(pool)
+
+    @pytest.mark.parametrize("reset", [None, "session"])
+    def test_of_how_values_are_read_are_each_engines_own(
+        self, make_pool: MakePool, server: Server, reset: Any
+    ) -> None:
+        def of_program(conn: Any) -> None:
+            extras.register_default_json(conn, loads=lambda text: ("program", text))
+
+        look = text(f"SELECT '{{}}'::json, '{{}}'::jsonb, {AN_HSTORE}, ARRAY[{AN_HSTORE}]")
+        pool = make_pool(maxconn=1, reset=reset)
+        first = create_engine(pool, json_deserializer=lambda text: ("first", text))
+        second = create_engine(
+            pool, json_deserializer=lambda text: ("second", text), use_native_hstore=False
+        )
+        plain = create_engine(pool)
+
+        def read(engine: Engine) -> tuple[Any, ...]:
+            with engine.connect() as connection:
+                return tuple(connection.execute(look).one())
+
+        for _ in range(2):
+            for engine in (first, second, plain, second, first):
+                with pool.conn() as conn:
+                    assert ask(conn, "SELECT '{}'::json") == {}
+                    assert ask(conn, f"SELECT {AN_HSTORE}") == '"a"=>"1"'
+                with pool.conn() as conn:
+                    of_program(conn)
+                name = {first: "first", second: "second"}.get(engine)
+                as_text = '"a"=>"1"', r'{"\"a\"=>\"1\""}'
+                hstore = as_text if engine is second else ({"a": "1"}, [{"a": "1"}])
+                json = ({}, {}) if name is None else ((name, "{}"), (name, "{}"))
+                assert read(engine) == (*json, *hstore)
+        assert_whole(pool)
+
+    @pytest.mark.parametrize("reset", [None, "session"])
+    def test_of_the_encoding_is_each_engines_own(self, make_pool: MakePool, reset: Any) -> None:
+        pool = make_pool(maxconn=1, reset=reset)
+        western = create_engine(pool, client_encoding="latin1")
+        other = create_engine(pool)
+        for _ in range(3):
+            for engine, encoding in ((western, "LATIN1"), (other, "UTF8")):
+                with engine.connect() as connection:
+                    assert connection.scalar(text("SHOW client_encoding")) == encoding
+                    assert connection.scalar(text("SELECT 'ü'")) == "ü"
+                with pool.conn() as conn:
+                    assert (conn.encoding, ask(conn, "SHOW client_encoding")) == ("UTF8", "UTF8")
+
+    def test_of_how_values_are_read_cost_no_cleaning(
+        self, pool: ConnectionPool, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        use(engine)
+        monkeypatch.setattr(pool._desk, "take_back", pytest.fail)
+        with engine.connect() as connection:
+            conn: Any = connection.connection.dbapi_connection
+            assert conn.string_types
+        monkeypatch.undo()
 
     def test_of_one_connection_end_with_its_loan(
         self, pool: ConnectionPool, engine: Engine

@@ -11,7 +11,7 @@ from sqlalchemy import bindparam, event, exc, func, select, text, update
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
-from psycopg2_pool2 import ConnectionPool, PoolStats
+from psycopg2_pool2 import CommitUncertain, ConnectionPool, PoolStats
 from psycopg2_pool2.contrib.embedded import Server
 from psycopg2_pool2.contrib.sqlalchemy import create_engine
 from tests.support.pools import (
@@ -23,6 +23,7 @@ from tests.support.pools import (
     wait_until_at_rest,
 )
 from tests.support.servers import MakeServer, StatementLog
+from tests.support.swallowing import swallowing
 from tests.support.waiting import in_thread, wait_until
 
 QUESTION = text("SELECT 40 + 2")
@@ -221,6 +222,22 @@ class TestLoss:
             connection.execute(QUESTION)
             lose(connection)
         assert use(engine)
+
+    def test_of_the_answer_to_commit_says_so_in_the_original_error(
+        self, server: Server, make_pool: MakePool
+    ) -> None:
+        with swallowing(server) as proxy:
+            place = {**server.params, "host": proxy.host, "port": proxy.port}
+            pool = make_pool(maxconn=1, timeout=10, **place)
+            engine = create_engine(pool)
+            use(engine)
+            with pytest.raises(exc.OperationalError) as raised, engine.begin() as connection:
+                connection.execute(text("CREATE TABLE perhaps (n int)"))
+                proxy.armed = True
+            assert isinstance(raised.value.orig, CommitUncertain)
+            assert raised.value.connection_invalidated
+            assert use(engine)
+        server.execute("DROP TABLE perhaps")
 
     def test_in_a_stream_is_an_error(
         self, engine: Engine, lose: Callable[[Connection], None]

@@ -50,6 +50,8 @@ class _Session:
         self.transaction = ext.TRANSACTION_STATUS_IDLE
         self.autocommit = False
         self.isolation_level = self.readonly = self.deferrable = self.cursor_factory = None
+        self.encoding = "UTF8"
+        self.string_types: dict[int, Any] = {}
         self.notices: list[str] = []
         self.notifies: list[object] = []
 
@@ -84,6 +86,9 @@ class _Session:
 
     def poll(self) -> None:
         self.ask()
+
+    def cursor(self, kind: type[ext.cursor] = ext.cursor) -> ext.cursor:
+        return kind.__new__(kind)  # of no connection
 
     def close(self) -> None:
         self.closed = self.closed or 1

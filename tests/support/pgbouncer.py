@@ -47,7 +47,8 @@ class MakePgBouncer(Protocol):
 class PgBouncer(Endpoint):
     """One PgBouncer, started on a free port; it ends with this process at the latest.
 
-    Clients reach the server's databases through it as `postgres`, with the server's password.
+    Clients reach the server's databases through it as `postgres`, and as each of the setting
+    `other_users`, with the server's password.
     """
 
     def __init__(
@@ -132,13 +133,15 @@ class PgBouncer(Endpoint):
     def _ini(self) -> Path:
         return self._folder / "pgbouncer.ini"
 
-    def _write_configuration(self, server: Server, settings: dict[str, object]) -> None:
+    def _write_configuration(self, server: Server, settings: dict[str, Any]) -> None:
         folder = self._folder
         text = _CONFIGURATION.format(server=server, host=self.host, port=self.port, folder=folder)
+        users = ("postgres", *settings.pop("other_users", ()))
         text += "".join(f"{name} = {settings[name]}\n" for name in settings)
         write_secret(self._ini, text, owner())
         # The server's own verifier: a client that has logged in here can log in there.
-        write_secret(folder / "users", f'"postgres" "{server.verifier}"\n', owner())
+        known = "".join(f'"{user}" "{server.verifier}"\n' for user in users)
+        write_secret(folder / "users", known, owner())
 
     def _answers(self) -> bool:
         try:

@@ -16,7 +16,7 @@ from psycopg2_pool2.store import Store
 FOLDER = Path(psycopg2_pool2.__file__).parent
 # From below: each imports from those above its own line only.
 LAYERS = [
-    {"hidden", "interruptions", "processes", "threads", "timing"},
+    {"callers", "hidden", "interruptions", "processes", "threads", "timing", "weak_list"},
     {"descriptors", "log"},
     {
         "addresses",
@@ -25,6 +25,7 @@ LAYERS = [
         "bell",
         "cached_file",
         "checks",
+        "cursors",
         "errors",
         "libpq",
         "loans",
@@ -38,11 +39,13 @@ LAYERS = [
         "watch",
         "workers",
     },
+    {"failures"},
+    {"commits"},
     {
         "connection",
-        "failures",
         "floods",
         "forks",
+        "handles",
         "handshake",
         "hosts_file",
         "login_backoff",
@@ -50,7 +53,7 @@ LAYERS = [
         "resolv_conf",
         "silence",
     },
-    {"arguments", "cancelling", "dns_exchange", "waits"},
+    {"arguments", "cancelling", "dns_exchange", "session_reset", "waits"},
     {"dns_questions", "system_names"},
     {"dns_query"},
     {"dns_given"},
@@ -68,6 +71,7 @@ LAYERS = [
     {"adaptive", "offload", "statements", "threaded", "transactions"},
     {"attempts", "configuration", "scopes", "tasks"},
     {"aio", "database", "manager"},
+    {"aio_stream"},
     {"aio_database"},
     {"__init__"},
     {"cli", "contrib", "testing"},

@@ -20,14 +20,18 @@ from psycopg2_pool2 import (
     PoolStats,
     blocks,
     care,
+    connection,
+    cursors,
     desk,
     guards,
+    handles,
     keyed,
     pool,
     steps,
     store,
     supply,
     upkeep,
+    weak_list,
 )
 from psycopg2_pool2.store import ThreadWaiter
 from tests.support.fakes import FakeClock, FakeDriver, fake_pool
@@ -40,7 +44,7 @@ from tests.support.interleave import (
     code_of,
 )
 
-MODULES = [pool, desk, supply, store, upkeep, care, guards, keyed, blocks]
+MODULES = [pool, desk, supply, store, upkeep, care, guards, keyed, blocks, handles]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +52,8 @@ def runner() -> Iterator[Interleaver]:
     if not HAS_BYTECODES:
         pytest.skip("this Python cannot trace bytecodes")
     traced = [code for module in MODULES for code in code_of(*_classes(module))]
-    traced += code_of(steps.run_blocking, steps.take)
+    traced += code_of(steps.run_blocking, steps.take, weak_list.WeakList, connection.Tracked.cursor)
+    traced += code_of(cursors.note, cursors.end, cursors._is_ended, cursors._has_class)
     # The standard library's are written in Python too, and no safer than that.
     traced += code_of(threading.Event, threading.Condition)
     with Interleaver(traced, threads=1) as made:
@@ -82,6 +87,16 @@ def _use(pool: ConnectionPool) -> None:
 
 def _borrow_and_return(pool: ConnectionPool) -> None:
     pool.putconn(pool.getconn())
+
+
+def _make_cursors(pool: ConnectionPool) -> None:
+    with pool.conn() as conn:
+        kept: list[Any] = [conn.cursor(), conn.cursor(cursors.NamedCursor)]  # type: ignore[call-overload]
+    assert all(cursor.closed for cursor in kept)
+    conn = pool.getconn()
+    kept.append(conn.cursor())
+    pool.putconn(conn)
+    assert kept[-1].closed
 
 
 def _borrow_and_close(pool: ConnectionPool) -> None:
@@ -151,6 +166,7 @@ def _look_after(pool: ConnectionPool) -> None:
     [
         _use,
         _borrow_and_return,
+        _make_cursors,
         _borrow_and_close,
         _borrow_two,
         _use_key,

@@ -118,9 +118,10 @@ class PoolModel(RuleBasedStateMachine):
     def give_back(self, which: int, close: bool) -> None:
         conn = self.held.pop(which % len(self.held))
         dead, busy = conn.is_dead, conn.transaction == ext.TRANSACTION_STATUS_ACTIVE
+        record = conn.pool_record  # which leads nowhere from a former borrower's in debug mode
         self.pool.putconn(conn, close=close)
         idle = conn in self.pool._store.idle
-        if close or busy or conn.pool_record.expires_at <= self.clock():
+        if close or busy or record.expires_at <= self.clock():
             assert not idle
         if idle:
             assert conn.get_transaction_status() == ext.TRANSACTION_STATUS_IDLE

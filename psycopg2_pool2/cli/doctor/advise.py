@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from psycopg2_pool2 import ConnectionPool
+from psycopg2_pool2.text import in_one_line
 
 from ..words import duration, milliseconds
 from .capacity import Plan, capacity
@@ -225,6 +226,24 @@ def _pooler(server: Server) -> Iterator[Finding]:
 
 
 @_of_server
+def _row_security(server: Server) -> Iterator[Finding]:
+    """Warn of rows that are chosen by what a session says of itself, which outlives a loan."""
+    if not server.policies:
+        return
+    first, *others = server.policies
+    shown = in_one_line(f"{first.name} on {first.table} reads {first.reads}")
+    more = f", and {len(others)} more" if others else ""
+    told = (
+        f"row-level security depends on the session ({shown}{more}), and what a borrower sets for"
+        " its session is there for the next one: set it for a transaction, by SET LOCAL or"
+        " set_config(name, value, true)"
+    )
+    if server.pooler is None or not server.pooler.shares:
+        told += ', or give the pool reset="session"'
+    yield Finding("advice", "row-level security", told)
+
+
+@_of_server
 def _nearly_full(server: Server) -> Iterator[Finding]:
     used, most = server.connections, server.limits.open_to_all
     if server.pooler is None and used >= NEARLY_FULL * most:
@@ -244,6 +263,7 @@ _RULES: tuple[Callable[[Endpoint], Iterator[Finding]], ...] = (
     _limited_work,
     _read_only,
     _pooler,
+    _row_security,
     _nearly_full,
     _encryption,
     _latency,

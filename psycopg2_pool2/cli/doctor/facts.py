@@ -81,6 +81,18 @@ class Pooler:
 
 
 @dataclass(frozen=True)
+class Policy:
+    """A policy of row-level security whose answer depends on the session.
+
+    `reads` is what of the session: current_setting, current_user or the like.
+    """
+
+    table: str
+    name: str
+    reads: str
+
+
+@dataclass(frozen=True)
 class Server:
     """What a server tells of itself. `suits` is whether `target_session_attrs` wants it."""
 
@@ -97,6 +109,7 @@ class Server:
     pooler: Pooler | None = None
     activity: tuple[Group, ...] = ()
     settings: Mapping[str, Setting] = field(default_factory=dict)
+    policies: tuple[Policy, ...] = ()
 
     @property
     def connections(self) -> int:

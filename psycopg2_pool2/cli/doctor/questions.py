@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 import psycopg2
 
@@ -10,7 +11,7 @@ from psycopg2_pool2.connector import Connection
 
 from ..activity import read_activity
 from .connections import APPLICATION, Connections, ask
-from .facts import Limits, Pooler, Server, Setting, Tls
+from .facts import Limits, Policy, Pooler, Server, Setting, Tls
 
 _ASK_WHO = """
 SELECT pg_is_in_recovery(), current_setting('transaction_read_only') = 'on',
@@ -22,6 +23,31 @@ SELECT pg_is_in_recovery(), current_setting('transaction_read_only') = 'on',
 _ASK_SETTINGS = """
 SELECT name, current_setting(name), setting, unit, source
 FROM pg_settings WHERE name = ANY (%s)
+"""
+# What is read by name, by the policy itself or by a function that it calls.  Keywords
+# are printed in capitals.
+_ASK_POLICIES = r"""
+WITH policy AS (
+    SELECT p.oid, p.polrelid, p.polname,
+           concat_ws(' ', pg_get_expr(p.polqual, p.polrelid),
+                     pg_get_expr(p.polwithcheck, p.polrelid)) AS text
+    FROM pg_policy AS p JOIN pg_class AS c ON c.oid = p.polrelid
+    WHERE c.relrowsecurity
+), called AS (
+    SELECT d.objid AS oid, string_agg(f.prosrc, ' ') AS text
+    FROM pg_depend AS d JOIN pg_proc AS f ON f.oid = d.refobjid
+    WHERE d.classid = 'pg_policy'::regclass AND d.refclassid = 'pg_proc'::regclass
+    GROUP BY d.objid
+), known AS (
+    SELECT polrelid, polname,
+           substring(policy.text FROM
+               '\m(?:current_setting|CURRENT_USER|CURRENT_ROLE|SESSION_USER|USER)\M') AS own,
+           substring(lower(called.text) FROM
+               '\m(?:current_setting|current_user|current_role|session_user)\M') AS others
+    FROM policy LEFT JOIN called USING (oid)
+)
+SELECT polrelid::regclass::text, polname::text, lower(coalesce(own, others))
+FROM known WHERE coalesce(own, others) IS NOT NULL ORDER BY 1, 2
 """
 _LIMITS = ("max_connections", "superuser_reserved_connections", "reserved_connections")
 _SETTINGS = (
@@ -54,6 +80,7 @@ def read_server(connections: Connections) -> Server:
         cursor.execute(_ASK_SETTINGS, [[*_LIMITS, *_SETTINGS]])
         found = {name: _setting(*rest) for name, *rest in cursor.fetchall()}
         activity = read_activity(cursor, but=APPLICATION)
+        policies = _policies(cursor)
     most, superusers, reserved = (_whole(found.pop(name, None)) for name in _LIMITS)
     return Server(
         connect_seconds=connections.connect_seconds,
@@ -69,7 +96,16 @@ def read_server(connections: Connections) -> Server:
         pooler=_pooler(connections),
         activity=tuple(activity),
         settings={name: found[name] for name in _SETTINGS if name in found},
+        policies=policies,
     )
+
+
+def _policies(cursor: Any) -> tuple[Policy, ...]:
+    try:
+        cursor.execute(_ASK_POLICIES)
+    except psycopg2.ProgrammingError:  # a server that speaks PostgreSQL's protocol only
+        return ()
+    return tuple(Policy(*row) for row in cursor.fetchall())
 
 
 def _setting(shown: str, value: str, unit: str | None, source: str) -> Setting:

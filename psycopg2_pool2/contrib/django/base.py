@@ -16,6 +16,7 @@ from django.db.backends.postgresql import base as postgresql
 from django.db.backends.postgresql.psycopg_any import IsolationLevel
 
 from ...errors import PoolError
+from ...handles import unwrapped
 from ...pool import ConnectionPool
 from .pools import alias_pool, preparation
 
@@ -109,7 +110,7 @@ class DatabaseWrapper(postgresql.DatabaseWrapper):  # type: ignore[misc]  # Djan
         if pool is None:
             return super().get_new_connection(conn_params)
         try:
-            connection = pool.getconn()
+            connection = unwrapped(pool.getconn())
         except PoolError as error:
             raise OperationalError(*error.args) from error
         self._lender = pool
