@@ -40,9 +40,9 @@ def nobody_looks_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 ENDS: dict[str, Callable[[ConnectionPool, Any], object]] = {
     "is returned": lambda pool, conn: pool.putconn(conn),
-    "is returned in a transaction": lambda pool, conn: (ask(conn), pool.putconn(conn)),
+    "is returned in a transaction": lambda pool, conn: ask(conn) and pool.putconn(conn),
     "is returned to be closed": lambda pool, conn: pool.putconn(conn, close=True),
-    "is returned closed": lambda pool, conn: (conn.close(), pool.putconn(conn)),
+    "is returned closed": lambda pool, conn: conn.close() or pool.putconn(conn),
     "is returned by its block": lambda pool, conn: pool._end_block(conn, 0, 0.0, None),
     "is detached": lambda pool, conn: pool.detach(conn).close(),
 }
@@ -169,9 +169,14 @@ class TestOthers:
 
     def test_of_wait_when_minconn_are_open(self, make_pool: MakePool) -> None:
         park = Park()
-        pool = make_pool(minconn=1, background_prewarm=True, configure=park)
+        pool = make_pool(minconn=1, configure=park)
         pool.wait()
-        with parked(park, lambda: pool.resize(2, 2) or pool.wait(FOR_EVER)) as waiting:
+
+        def wait_for_two() -> None:
+            pool.resize(2, 2)
+            pool.wait(FOR_EVER)
+
+        with parked(park, wait_for_two) as waiting:
             wait_until(lambda: pool._supply.opened._gates)
         waiting.result()
 
@@ -187,4 +192,4 @@ class TestOthers:
             wait_until(lambda: loan.bell._gates)
         conn = first.result()
         assert second.result() is conn
-        pool.putconn(conn)  # type: ignore[arg-type]
+        pool.putconn(conn)

@@ -268,10 +268,10 @@ class World:
         """Borrow what there is a reason to look at, which one has to find out."""
         for item in list(self.store.idle):
             item.pool_record.attention = True
-        item = self.store.borrow()
-        if item is not None:
+        found = self.store.borrow()
+        if found is not None:
             self.asked += 1
-            self.hold(cast("Item | None", self.desk.lend(item, None)))
+            self.hold(cast("Item | None", self.desk.lend(found, None)))
 
     def give_back_and_look(self, number: int) -> None:
         self.hands[number].pool_record.attention = True

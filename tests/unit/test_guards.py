@@ -179,13 +179,13 @@ def test_the_monitor_finds_how_often_to_look_when_it_is_woken(here: socket.socke
     found: list[float | None] = []
 
     def look() -> bool:
-        found.append(guards.tick)
+        found.append(made.tick)
         return True
 
-    guards = Guards(look)
-    with limit(guards, here, 3600), limit(guards, here, 1):
+    made = Guards(look)
+    with limit(made, here, 3600), limit(made, here, 1):
         assert len(found) == 2
-        assert found[-1] == guards.tick
+        assert found[-1] == made.tick
         assert None not in found
 
 

@@ -785,7 +785,8 @@ class TestRotation:
     ) -> None:
         clock = FakeClock()
         with fake_pool(clock, 0, 3, lifetime_timeout=100, reap_idle_interval=0) as pool:
-            pool.putconn(conn := pool.getconn())
+            conn: Any = pool.getconn()
+            pool.putconn(conn)
             driver.error = psycopg2.OperationalError(REFUSED)
             for _ in range(20):  # the pool looks every second
                 clock.now = max(clock.now, conn.pool_record.expires_at - 0.5)
@@ -816,7 +817,8 @@ class TestRotation:
         with fake_pool(
             clock, 0, 3, lifetime_timeout=100, test_on_borrow=False, connect_params=take_long
         ) as pool:
-            pool.putconn(conn := pool.getconn())
+            conn: Any = pool.getconn()
+            pool.putconn(conn)
             lent.append(conn)
             clock.now = conn.pool_record.expires_at - 1
             driver.error = psycopg2.OperationalError(REFUSED)
