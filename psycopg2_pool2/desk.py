@@ -335,15 +335,17 @@ class Desk:
         permit = self._store.take_permit(limit)
         if permit is None:
             return waiter.seconds
-        if self._store.has_room():
-            self._store.nudge(behind=waiter)  # of several wake-ups this one may have had all
         try:
+            waiter.opens = True
+            if self._store.has_room():
+                self._store.nudge()  # of several wake-ups this waiter may have had all
             error = yield functools.partial(
                 self._open_and_keep, permit, deadline.remaining() if waiter.patient else None
             )
         finally:
             # Unused if the borrower's task was cancelled; whoever keeps the error keeps the step.
             self._store.drop_permit(permit)
+            waiter.opens = False
         try:
             if error is not None and not waiter.patient:
                 raise error

@@ -245,13 +245,14 @@ class Waiter(Pause, ABC, Generic[T]):
     want the first error at once.
     """
 
-    __slots__ = ("borrower", "error", "item", "patient")
+    __slots__ = ("borrower", "error", "item", "opens", "patient")
 
     def __init__(self, patient: bool, borrower: object = None) -> None:
         self.patient = patient
         self.borrower = borrower
         self.item: T | None = None
         self.error: BaseException | None = None
+        self.opens = False  # one for itself, without workers
 
     @abstractmethod
     def wake(self) -> None:
@@ -463,18 +464,18 @@ class Store(Generic[T]):
             waiter.wake()
         return len(failed)
 
-    def nudge(self, *, behind: Waiter[T] | None = None) -> None:
-        """Wake the first waiter empty-handed: there is room, and it can open one itself.
+    def nudge(self) -> None:
+        """Wake the first waiter empty-handed that opens none: there is room, and it can.
 
-        Or the first ``behind`` another one, if that is in the queue.
+        A waiter notes that it opens one, *then* it looks for more room; whoever makes
+        room does that, *then* looks for those notes.  So one of them sees the other.
         """
         with self._lock:
             # Invariant: none to keep; a waiter woken for nothing waits again.
-            queue = iter(self.waiters)
-            if behind in self.waiters:
-                queue = iter(list(queue))  # which a re-entered section may change
-                next(waiter for waiter in queue if waiter is behind)
-            waiter = next(queue, None)
+            waiter = next(iter(self.waiters), None)
+            if waiter is not None and waiter.opens:
+                queue = list(self.waiters)  # which a re-entered section may change
+                waiter = next((w for w in queue if not w.opens), None)
         if waiter is not None:
             waiter.wake()
 

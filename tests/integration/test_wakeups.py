@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -38,11 +39,21 @@ def nobody_looks_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(desk, "_LOOK_AGAIN_IN_CROWD", FOR_EVER)
 
 
+def return_in_transaction(pool: ConnectionPool, conn: Any) -> None:
+    ask(conn)
+    pool.putconn(conn)
+
+
+def return_closed(pool: ConnectionPool, conn: Any) -> None:
+    conn.close()
+    pool.putconn(conn)
+
+
 ENDS: dict[str, Callable[[ConnectionPool, Any], object]] = {
-    "is returned": lambda pool, conn: pool.putconn(conn),
-    "is returned in a transaction": lambda pool, conn: ask(conn) and pool.putconn(conn),
-    "is returned to be closed": lambda pool, conn: pool.putconn(conn, close=True),
-    "is returned closed": lambda pool, conn: conn.close() or pool.putconn(conn),
+    "is returned": ConnectionPool.putconn,
+    "is returned in a transaction": return_in_transaction,
+    "is returned to be closed": partial(ConnectionPool.putconn, close=True),
+    "is returned closed": return_closed,
     "is returned by its block": lambda pool, conn: pool._end_block(conn, 0, 0.0, None),
     "is detached": lambda pool, conn: pool.detach(conn).close(),
 }
