@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from .interruptions import let_through
+
 T = TypeVar("T")
 
 Version = tuple[int, int, int]
@@ -15,7 +17,8 @@ def version(path: str) -> Version | None:
     """Return what changes whenever the file does, None if there is no such file."""
     try:
         status = os.stat(path)
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        let_through(error)
         return None
     return status.st_mtime_ns, status.st_size, status.st_ino
 
@@ -46,5 +49,6 @@ class CachedFile(Generic[T]):
         try:
             with open(self._path, encoding="utf-8", errors="replace") as file:
                 return file.read()
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
+            let_through(error)
             return ""

@@ -18,13 +18,13 @@ memory of a second connection in libpq, about 11 kB.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import struct
 from typing import Any, Protocol
 
 from . import libpq
 from .forks import gate
+from .interruptions import suppress
 from .sockets import ask_at, place_of, wait_ready
 from .timing import monotonic
 
@@ -49,7 +49,7 @@ def cancel_request(conn: Any) -> CancelRequest | None:
 
     To be called before any other thread has the connection.
     """
-    with contextlib.suppress(Exception):
+    with suppress(Exception):
         functions = libpq.cancel_functions()
         if functions is not None:
             return _LibpqRequest(functions, conn.pgconn_ptr)

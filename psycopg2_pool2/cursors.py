@@ -33,6 +33,8 @@ from typing import Any
 import psycopg2
 from psycopg2 import extensions as ext
 
+from .interruptions import let_through
+
 CURSORS = 2
 """What a record's ``attention`` is if nothing but its cursors asks for it.
 
@@ -153,7 +155,8 @@ def _subclass(kind: type) -> type | None:
         ended: Any = type(kind)(kind.__name__, (_Ended, kind, _EndedBelow), dict(body))
         body["pool_ended"] = ended
         return type(kind)(kind.__name__, (kind, NamedCursor), body)
-    except Exception:  # of the program's metaclass, or it is final
+    except Exception as error:  # of the program's metaclass, or it is final
+        let_through(error)
         return None
 
 

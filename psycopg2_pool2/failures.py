@@ -16,7 +16,7 @@ import psycopg2
 
 from .errors import CommitUncertain, HostResolutionError
 from .failure_kinds import FailureKind, is_answer, of_sqlstate, recognise
-from .interruptions import raised_by_handler
+from .interruptions import let_through, raised_by_handler
 
 T = TypeVar("T")
 
@@ -104,7 +104,8 @@ def copy_error(error: BaseException, causes: int = MOST_CAUSES) -> BaseException
     """
     try:
         twin = copy.copy(error)
-    except Exception:  # a foreign exception that cannot be copied
+    except Exception as failure:  # a foreign exception that cannot be copied
+        let_through(failure)
         return error
     cause = error.__cause__
     cause = copy_error(cause, causes - 1) if causes and cause is not None else None

@@ -21,6 +21,7 @@ from .connector import Connection
 from .descriptors import SHORTAGE
 from .failures import silence
 from .floods import LOOK_EVERY, FloodError, Meter
+from .interruptions import suppress
 from .sockets import shut_down, socket_of
 from .timing import monotonic
 from .waits import Limit, WaitCallback, keeps_limits
@@ -240,7 +241,7 @@ def _exchange_user_timeout(conn: Connection, milliseconds: int) -> int | None:
     option = getattr(socket, "TCP_USER_TIMEOUT", None)
     if option is None or conn.closed:  # not Linux
         return None
-    with contextlib.suppress(OSError), socket_of(conn) as sock:  # or a Unix socket
+    with suppress(OSError), socket_of(conn) as sock:  # or a Unix socket
         before = sock.getsockopt(socket.IPPROTO_TCP, option)
         sock.setsockopt(socket.IPPROTO_TCP, option, milliseconds)
         return before

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from .failure_kinds import FailureKind, of_sqlstate, recognise
-from .interruptions import let_through
+from .interruptions import let_through, suppress
 from .targets import effective, is_socket, numeric
 from .timing import monotonic
 
@@ -268,7 +268,7 @@ def _first_answer(line: _Line) -> Answer:
     if body[:4] != b"\0\0\0\0":
         return Answer(takes_logins=True)
     # It wants no proof, and goes on by itself: perhaps there is no such database.
-    with contextlib.suppress(TimeoutError):  # as PgBouncer, which waits for its own server
+    with suppress(TimeoutError):  # as PgBouncer, which waits for its own server
         kind, body = line.read_message()
         if kind == b"E":
             return _parsed_error(body)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator
 
 from .cached_file import Version, version
+from .interruptions import let_through
 
 if sys.platform == "win32":
     HOSTS_FILE = os.path.expandvars(r"%SystemRoot%\System32\drivers\etc\hosts")
@@ -37,7 +38,8 @@ class HostsFile:
         try:
             with open(self._path, encoding="utf-8", errors="replace") as file:
                 return name in _names(file)
-        except OSError:
+        except OSError as error:
+            let_through(error)
             return False
 
 

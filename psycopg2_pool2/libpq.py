@@ -11,6 +11,7 @@ from typing import Any
 
 import psycopg2
 
+from .interruptions import let_through
 from .log import logger
 
 READING = 1
@@ -116,6 +117,7 @@ def _library() -> Any:
         lib = ctypes.CDLL(psycopg2._psycopg.__file__)
         lib.PQlibVersion  # noqa: B018  # is it there?
     except Exception as error:  # ctypes itself fails in several ways on hardened systems
+        let_through(error)
         logger.warning("cannot call libpq, so no statement is cancelled on the server: %s", error)
         return None
     return lib

@@ -16,6 +16,8 @@ from collections.abc import MutableMapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
+from .interruptions import let_through
+
 
 class Mark(Protocol):
     """A sequence whose first item tells whether this is certainly the process that made it."""
@@ -74,7 +76,8 @@ def _make_mark() -> Mark:
         # Private: what is shared with the child cannot be emptied there.
         page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         page.madvise(_WIPE_ON_FORK)
-    except (AttributeError, ImportError, OSError, ValueError):  # not Linux, or no descriptor left
-        return NO_MARK
+    except (AttributeError, ImportError, OSError, ValueError) as error:
+        let_through(error)
+        return NO_MARK  # it is not Linux, or no descriptor is left
     page[0] = 1
     return page

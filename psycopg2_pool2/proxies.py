@@ -20,6 +20,8 @@ from typing import Any
 import psycopg2
 from psycopg2 import extensions as ext
 
+from .interruptions import let_through
+
 Wrap = Callable[[Any], Any]
 """Returns a new proxy of a connection, or the connection itself where nothing traces any more."""
 
@@ -78,7 +80,8 @@ class LentProxy:
     def _wrapped_again(self, conn: Any) -> Any:
         try:
             return self._wrap(conn)
-        except Exception:  # the tracer's
+        except Exception as error:  # the tracer's
+            let_through(error)
             return None
 
 

@@ -19,6 +19,8 @@ from typing import Literal, NamedTuple
 import psycopg2
 from psycopg2 import extensions as ext
 
+from .interruptions import let_through
+
 Kind = Literal["socket", "address", "hostaddr", "srv", "name"]
 
 DEFAULT_PORT = 5432
@@ -128,8 +130,8 @@ def numeric(host: str) -> str | None:
             return socket.inet_ntop(socket.AF_INET6, packed) + percent + scope
         if host[:1].isdigit() and not re.search(r"\s", host):
             return socket.inet_ntoa(socket.inet_aton(host))
-    except (OSError, ValueError):
-        pass
+    except (OSError, ValueError) as error:
+        let_through(error)
     return None
 
 
@@ -293,6 +295,7 @@ def _lines(path: str) -> Iterator[tuple[int, str]]:
                 if line and not line.startswith("#"):
                     yield number, line
     except OSError as error:
+        let_through(error)
         raise psycopg2.ProgrammingError(
             f'service: service file "{path}" cannot be read: {error.strerror}'
         ) from None

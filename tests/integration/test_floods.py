@@ -39,8 +39,9 @@ def test_a_test_ends_when_the_server_sends_notices_without_an_end(
 
 
 WITHOUT_ANOTHER_THREAD = """
-import sys
+import logging, sys
 import psycopg2_pool2
+logging.basicConfig(level="DEBUG")
 pool = psycopg2_pool2.ConnectionPool(0, 1, dsn=sys.argv[1], test_timeout=600, num_workers=0)
 try:
     pool.getconn(timeout=5)
@@ -51,5 +52,5 @@ except psycopg2_pool2.PoolError as error:
 
 def test_a_process_of_one_thread_hangs_up_by_itself(flooding: RudeServer) -> None:
     ended = run_program(WITHOUT_ANOTHER_THREAD, flooding.dsn)
-    assert TOLD in ended.output, ended
+    assert TOLD in ended.errors, ended
     assert flooding.floods_sent[0] < MOST_SENT

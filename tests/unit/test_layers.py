@@ -16,8 +16,8 @@ from psycopg2_pool2.store import Store
 FOLDER = Path(psycopg2_pool2.__file__).parent
 # From below: each imports from those above its own line only.
 LAYERS = [
-    {"callers", "hidden", "interruptions", "processes", "threads", "timing", "weak_list"},
-    {"descriptors", "log"},
+    {"callers", "hidden", "interruptions", "threads", "timing", "weak_list"},
+    {"descriptors", "log", "processes"},
     {
         "addresses",
         "failure_kinds",
@@ -185,6 +185,33 @@ def test_only_one_module_reads_the_clocks_that_tests_replace(module: str) -> Non
             assert node.attr not in clocks, ast.unparse(node)
         if isinstance(node, ast.ImportFrom) and node.module == "time":
             assert not {alias.name for alias in node.names}.intersection(clocks)
+
+
+WIDE = {"BaseException", "Exception", "OSError", "TimeoutError"}
+"""What may also be an exception that a signal handler of the program raised."""
+ASKS = ("raise", "let_through(", "is_interruption(", "raised_by_handler(", "steps.throw(")
+ELSEWHERE = {"_after_fork_in_child", "_is_shut_down", "_open_and_keep", "cut_off"}
+"""Functions for the library's own threads, and for what must not be left half done in a child."""
+
+
+@pytest.mark.parametrize(
+    "module", [n for n in CORE if n not in ("log", "monitor", "silence", "watch", "workers")]
+)
+def test_only_what_runs_in_own_threads_swallows_what_a_signal_handler_may_raise(
+    module: str,
+) -> None:
+    nodes = list(ast.walk(tree(module)))
+    parts = [node for node in nodes if getattr(node, "name", "") in ELSEWHERE]
+    spared = {id(inner) for part in parts for inner in ast.walk(part)}
+    for node in nodes:
+        if id(node) in spared:
+            continue
+        if isinstance(node, ast.ExceptHandler) and node.type is not None:
+            caught = {n.id for n in ast.walk(node.type) if isinstance(n, ast.Name)}
+            body = "\n".join(map(ast.unparse, node.body))
+            assert not caught & WIDE or any(word in body for word in ASKS), ast.unparse(node)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "contextlib.suppress":
+            assert not {ast.unparse(arg) for arg in node.args} & WIDE, ast.unparse(node)
 
 
 @pytest.mark.parametrize("module", CORE)
