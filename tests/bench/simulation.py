@@ -118,10 +118,12 @@ class Session:
         "address",
         "closed",
         "is_lost",
+        "pool_lent",
         "pool_record",
         "pool_token",
     )
 
+    pool_lent: Any
     pool_record: Any
     pool_token: object
 
