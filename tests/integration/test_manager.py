@@ -740,12 +740,13 @@ def test_tenants_touched_once_cost_no_thread_and_later_no_connection(
             assert ask(conn, "SHOW pool.tenant") == str(number)
         made.append(pool)
         if len(made) % AT_A_TIME == 0:  # the server has no room for all
-            assert count_threads("psycopg2_pool2") <= A_HANDFUL
             wait_until(lambda: not any(one.stats().idle for one in made), timeout=30)
+            # A busy machine makes more workers for a while; none stays for its tenant.
+            wait_until(lambda: count_threads("psycopg2_pool2") <= A_HANDFUL, timeout=30)
     assert len(set(made)) == TENANTS
     assert pools.cache_info["size"] == TENANTS
     wait_until(lambda: not server.backends(app), timeout=30)
-    assert count_threads("psycopg2_pool2") <= A_HANDFUL
+    wait_until(lambda: count_threads("psycopg2_pool2") <= A_HANDFUL, timeout=30)
     assert all(told["idle"] == 0 for told in pools.cache_info["pools"].values())
     assert pools.get_pool(tenant(0)) is made[0]
     assert pid_of(made[0].getconn(timeout=10))
