@@ -156,8 +156,11 @@ def _has(frame: FrameType, generator: int) -> bool:
     try:
         return any(_frame_of(value) == generator for value in list(variables.values()))
     finally:
-        if frame.f_code.co_flags & _OPTIMIZED and sys.version_info < (3, 13):
-            variables.clear()  # a copy, which would keep what the function deletes
+        # A copy, which would keep what the function deletes.  Not beneath a debugger: that
+        # writes the copy back, and the function's variables would be gone.
+        is_copy = frame.f_code.co_flags & _OPTIMIZED and sys.version_info < (3, 13)
+        if is_copy and sys.gettrace() is None:
+            variables.clear()
 
 
 def _frame_of(value: object) -> int | None:
