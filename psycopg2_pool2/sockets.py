@@ -138,8 +138,8 @@ def twin_socket(fd: int) -> socket.socket:
     copy = os.dup(fd)
     try:
         return socket.socket(fileno=copy)
-    except Exception:
-        # After an interruption the object may have been made: it closes the copy itself.
+    except Exception as error:
+        let_through(error)  # the object may have been made, and closes the copy itself
         os.close(copy)
         raise
 
