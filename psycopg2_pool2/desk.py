@@ -292,7 +292,7 @@ class Desk:
             try:
                 raise waiter.error
             finally:
-                waiter.error = None  # its traceback refers to who waits
+                waiter.error = None  # its traceback refers to the waiting frame
         if self._options.debug:
             _raise_if(self._report.deadlock())
         if not waiter.patient:

@@ -148,7 +148,7 @@ def unwrapped(lent: Any) -> Any:
 
 
 def told_of(lent: Any, record: Any) -> str:
-    """Return where a connection that came back was borrowed and returned, and who has it now.
+    """Return where a connection was borrowed and returned, and where it was borrowed since.
 
     ``lent`` is what a former borrower has kept; if that is no handle, the loan
     before the present one is told of.  Empty if nothing is known.

@@ -104,7 +104,7 @@ class Upkeep:
     # -- the schedule ------------------------------------------------------
 
     def also(self, interval: float, act: Callable[[], object]) -> None:
-        """Have one more thing done, without a thread at a return; to be said before the start.
+        """Add a duty, done at a return where there is no thread; call this before the start.
 
         ``act`` is a bound method, whose object is held weakly.
         """

@@ -1,4 +1,4 @@
-"""What it costs to say in each loan for whom it is: one short transaction, in several ways.
+"""The cost of naming the tenant in each loan: one short transaction, in several ways.
 
 Run it: ``python -m tests.bench.tenants``.  All ways take turns in one run; times are
 those of the first way, which says nothing, as 1.
