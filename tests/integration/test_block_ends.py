@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import contextvars
 import gc
-import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
@@ -18,8 +17,10 @@ import pytest
 from psycopg2_pool2 import AsyncPooledDatabase, PooledDatabase, scopes
 from psycopg2_pool2.contrib.embedded import Server
 from tests.support.aio import MakeAsyncPool, in_loop
-from tests.support.pools import MakePool, assert_whole
+from tests.support.pools import MakePool
 from tests.support.waiting import in_thread
+
+pytestmark = pytest.mark.usefixtures("told")
 
 SERIES = "SELECT generate_series(1, 3)"
 
@@ -46,23 +47,6 @@ def notes(server: Server, app: str) -> Iterator[Notes]:
     server.execute(f"CREATE TABLE {table} (word text)")
     yield Notes(server, table)
     server.execute(f"DROP TABLE {table}")
-
-
-@pytest.fixture
-def db(make_pool: MakePool) -> Iterator[PooledDatabase]:
-    pool = make_pool(maxconn=5, timeout=20)
-    yield PooledDatabase(pool)
-    assert_whole(pool)
-
-
-@pytest.fixture(autouse=True)
-def told(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> Callable[[], list[str]]:
-    """Return what was told of blocks."""
-    monkeypatch.setattr(scopes, "_told", set())
-    caplog.set_level(logging.WARNING, "psycopg2_pool2")
-    return lambda: [text for text in caplog.messages if "block that began at" in text]
 
 
 Told = Callable[[], list[str]]

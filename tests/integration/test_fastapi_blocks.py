@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
 
-from psycopg2_pool2 import AsyncPooledDatabase, PooledDatabase, scopes
+from psycopg2_pool2 import AsyncPooledDatabase, PooledDatabase
 from psycopg2_pool2.contrib.embedded import Server
 from tests.support.aio import MakeAsyncPool
-from tests.support.pools import MakePool, assert_whole
 
 fastapi = pytest.importorskip("fastapi")
 responses = pytest.importorskip("fastapi.responses")
+
+pytestmark = pytest.mark.usefixtures("told")
 
 PID = "SELECT pg_backend_pid()"
 
@@ -31,23 +31,6 @@ def table(server: Server, app: str) -> Iterator[str]:
     server.execute(f"CREATE TABLE {name} (word text)")
     yield name
     server.execute(f"DROP TABLE {name}")
-
-
-@pytest.fixture
-def db(make_pool: MakePool) -> Iterator[PooledDatabase]:
-    pool = make_pool(maxconn=5, timeout=20)
-    yield PooledDatabase(pool)
-    assert_whole(pool)
-
-
-@pytest.fixture(autouse=True)
-def told(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> Callable[[], list[str]]:
-    """Return what was told of blocks."""
-    monkeypatch.setattr(scopes, "_told", set())
-    caplog.set_level(logging.WARNING, "psycopg2_pool2")
-    return lambda: [text for text in caplog.messages if "block that began at" in text]
 
 
 def count(server: Server, table: str) -> int:
