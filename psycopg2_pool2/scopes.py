@@ -12,8 +12,8 @@ to what it was, since that may be another context's, and the blocks that began
 later may still be open.
 
 A block inside a generator is found by the generator's frame too, so that it is
-the generator's wherever that is resumed, and nobody's who iterates over it
-(:mod:`.callers`).
+the generator's wherever that is resumed, and not the block of the code that
+iterates over it (:mod:`.callers`).
 """
 
 from __future__ import annotations
